@@ -1,0 +1,61 @@
+//! gopark is a minimal async runtime for Linux, made as the Go runtime is made.
+//!
+//! Tasks (G) run on threads (M) that hold one of a few rights to run (P); a task that waits for a socket parks on its
+//! `PollDesc`, and whoever harvests epoll next makes it runnable again.
+//!
+//! ```no_run
+//! use gopark::net::TcpListener;
+//!
+//! fn main() -> std::io::Result<()> {
+//!     gopark::run(async {
+//!         let listener = TcpListener::bind("127.0.0.1:7000").await?;
+//!         loop {
+//!             let (stream, _) = listener.accept().await?;
+//!             gopark::spawn(async move {
+//!                 let mut buf = [0; 4096];
+//!                 while let Ok(n @ 1..) = stream.read(&mut buf).await {
+//!                     if stream.write_all(&buf[..n]).await.is_err() {
+//!                         break;
+//!                     }
+//!                 }
+//!             });
+//!         }
+//!     })
+//! }
+//! ```
+//!
+//! # Reading order
+//!
+//! For whoever wants to know how it works, an afternoon's walk from the bottom up:
+//!
+//! 1. `runtime/task/`: what a task is: its state word, its one allocation, how it is woken.
+//! 2. `runtime/queue.rs`, `runtime/idle.rs`, `runtime/park.rs`: where tasks and threads wait.
+//! 3. `runtime/netpoll/`: the slot that a task parks on, the descriptor, epoll, the break.
+//! 4. `runtime/timer.rs`: a P's timers.
+//! 5. `runtime/proc/`: the scheduler: how an M finds its next task, how Ms and Ps come together.
+//! 6. `runtime/sysmon.rs`, `runtime/blocking.rs`, `runtime/time.rs`, `runtime/runtime.rs`: what is built on it.
+//! 7. `net/fd.rs`, then the sockets.
+
+#[cfg(not(target_os = "linux"))]
+compile_error!(
+    "gopark is made for Linux: it stands on epoll, eventfd and futex. On other systems, use another runtime."
+);
+
+#[cfg(not(gopark_loom))]
+pub mod net;
+mod runtime;
+
+#[cfg(not(gopark_loom))]
+pub use runtime::task::{AbortHandle, JoinError, JoinHandle, TaskId, TaskInfo};
+#[cfg(not(gopark_loom))]
+pub use runtime::{
+    blocking::block_in_place,
+    runtime::{Builder, EnterGuard, Handle, Runtime, StillRunning, block_on, run, spawn, spawn_blocking, yield_now},
+};
+
+/// Sleeps, timeouts and intervals.
+#[cfg(not(gopark_loom))]
+pub mod time {
+    pub use crate::runtime::time::*;
+    pub use std::time::{Duration, Instant};
+}

@@ -1,0 +1,260 @@
+//! A descriptor and its registration: Go's `internal/poll.FD`. The one EAGAIN loop of the project is here.
+//!
+//! Go guards an FD with a lock and a reference count (fdMutex), since anyone may close it at any time. Here an operation
+//! borrows the `Fd`, so it cannot be closed under it.
+
+use crate::runtime::budget;
+use crate::runtime::poll_gate::{Admission, Gate, Side, Start, Ticket, Waiter};
+use std::fmt;
+use std::io;
+use std::os::fd::AsFd;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+/// An open socket `T`, registered with the netpoller. Dropping it takes it out and closes it.
+pub(crate) struct Fd<T: AsFd> {
+    gate: Gate,
+    /// `None` only on the way out of `into_inner`.
+    io: Option<T>,
+    /// A short transfer shows that the kernel was drained. True of TCP alone: traps P14, P25.
+    short_is_sound: bool,
+}
+
+/// What a system call's result says of the kernel's buffer.
+pub(crate) trait Transfer {
+    /// It moved less than it could have.
+    fn is_short(&self, asked: usize) -> bool;
+}
+
+impl Transfer for usize {
+    fn is_short(&self, asked: usize) -> bool {
+        // Zero is the end of the stream, or nothing asked for: neither says that an edge will come.
+        (1..asked).contains(self)
+    }
+}
+
+impl<T: AsFd> Fd<T> {
+    /// Registers `io`, which must not block.
+    pub(crate) fn new(io: T, read: Start, write: Start, short_is_sound: bool) -> io::Result<Self> {
+        let gate = Gate::open(io.as_fd(), read, write)?;
+        Ok(Fd { gate, io: Some(io), short_is_sound })
+    }
+
+    pub(crate) fn io(&self) -> &T {
+        self.io.as_ref().expect("it leaves in `into_inner` only")
+    }
+
+    /// Takes the socket out of the netpoller.
+    pub(crate) fn into_inner(mut self) -> T {
+        self.gate.close(self.io().as_fd());
+        self.io.take().expect("it leaves here only")
+    }
+
+    /// Refuses every operation from now on and wakes all that wait.
+    pub(crate) fn unblock(&self) {
+        self.gate.unblock();
+    }
+
+    /// One attempt, if it is worth one: EAGAIN is an error. `asked` is how much the call could move at most.
+    pub(crate) fn try_io<R: Transfer>(
+        &self,
+        side: Side,
+        asked: usize,
+        mut op: impl FnMut(&T) -> io::Result<R>,
+    ) -> io::Result<R> {
+        self.attempt(side, asked, &mut op)?.ok_or_else(|| io::ErrorKind::WouldBlock.into())
+    }
+
+    /// The EAGAIN loop, to be polled: an attempt whenever there is news, else the waiter is queued.
+    pub(crate) fn poll_io<R: Transfer>(
+        &self,
+        side: Side,
+        cx: &mut Context<'_>,
+        mut ticket: Option<&mut Ticket>,
+        asked: usize,
+        mut op: impl FnMut(&T) -> io::Result<R>,
+    ) -> Poll<io::Result<R>> {
+        ready!(budget::poll_take(cx));
+        loop {
+            let result = self.attempt(side, asked, &mut op).transpose();
+            if let Some(result) = result {
+                ticket.into_iter().for_each(|ticket| self.gate.leave(side, ticket, false));
+                return Poll::Ready(result);
+            }
+            let waiter = ticket.as_deref_mut().map_or(Waiter::Poll, Waiter::Op);
+            if self.gate.arm(side, waiter, cx.waker(), true) {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// `None`: the kernel had nothing.
+    #[inline]
+    fn attempt<R: Transfer>(
+        &self,
+        side: Side,
+        asked: usize,
+        op: &mut impl FnMut(&T) -> io::Result<R>,
+    ) -> io::Result<Option<R>> {
+        let cut = match self.gate.begin(side) {
+            Admission::Go { cut } => cut,
+            Admission::Wait => return Ok(None),
+            Admission::No(error) => return Err(error),
+        };
+        loop {
+            match op(self.io()) {
+                Ok(done) => {
+                    let drained = self.short_is_sound && !cut && done.is_short(asked);
+                    self.gate.finish(side, !drained);
+                    return Ok(Some(done));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    self.gate.finish(side, true);
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// An operation as a future.
+    pub(crate) fn io_op<R: Transfer, F: FnMut(&T) -> io::Result<R>>(
+        &self,
+        side: Side,
+        asked: usize,
+        op: F,
+    ) -> Io<'_, T, F> {
+        Io { fd: self, side, ticket: 0, asked, op }
+    }
+
+    /// Waits until an operation is worth trying. Only observes.
+    pub(crate) fn ready(&self, side: Side) -> Readiness<'_, T> {
+        Readiness { fd: self, side, ticket: 0 }
+    }
+
+    /// What `ready` saw was spurious: the next edge counts.
+    pub(crate) fn forget_ready(&self, side: Side) {
+        // Begun and never finished is as if a call had ended in EAGAIN.
+        let _ = self.gate.begin(side);
+    }
+
+    /// Takes the lock of `write_all`.
+    pub(crate) async fn lock_writes(&self) -> io::Result<WriteLock<'_, T>> {
+        std::future::poll_fn({
+            let mut ticket = TicketGuard { fd: self, side: Side::WriteLock, ticket: 0 };
+            move |cx| loop {
+                match self.gate.begin(Side::WriteLock) {
+                    Admission::Go { .. } => {
+                        self.gate.leave(Side::WriteLock, &mut ticket.ticket, false);
+                        return Poll::Ready(Ok(WriteLock { fd: self }));
+                    }
+                    Admission::No(error) => return Poll::Ready(Err(error)),
+                    Admission::Wait => {
+                        if self.gate.arm(Side::WriteLock, Waiter::Op(&mut ticket.ticket), cx.waker(), true) {
+                            return Poll::Pending;
+                        }
+                    }
+                }
+            }
+        })
+        .await
+    }
+}
+
+impl<T: AsFd> Drop for Fd<T> {
+    fn drop(&mut self) {
+        if let Some(io) = &self.io {
+            self.gate.close(io.as_fd());
+        }
+    }
+}
+
+impl<T: AsFd + fmt::Debug> fmt::Debug for Fd<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.io, f)
+    }
+}
+
+/// See [`Fd::io_op`]. Cancel-safe: what a system call moved is always returned by the poll that made it.
+pub(crate) struct Io<'a, T: AsFd, F> {
+    fd: &'a Fd<T>,
+    side: Side,
+    ticket: Ticket,
+    asked: usize,
+    op: F,
+}
+
+// No pin is ever projected.
+impl<T: AsFd, F> Unpin for Io<'_, T, F> {}
+
+impl<T: AsFd, R: Transfer, F: FnMut(&T) -> io::Result<R>> Future for Io<'_, T, F> {
+    type Output = io::Result<R>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<R>> {
+        let this = &mut *self;
+        this.fd.poll_io(this.side, cx, Some(&mut this.ticket), this.asked, &mut this.op)
+    }
+}
+
+impl<T: AsFd, F> Drop for Io<'_, T, F> {
+    fn drop(&mut self) {
+        self.fd.gate.leave(self.side, &mut self.ticket, true);
+    }
+}
+
+/// See [`Fd::ready`].
+pub(crate) struct Readiness<'a, T: AsFd> {
+    fd: &'a Fd<T>,
+    side: Side,
+    ticket: Ticket,
+}
+
+impl<T: AsFd> Future for Readiness<'_, T> {
+    type Output = io::Result<()>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(budget::poll_take(cx));
+        let this = &mut *self;
+        let gate = &this.fd.gate;
+        loop {
+            if gate.ready(this.side)? {
+                // What it saw is left for all: the next waiter has its turn.
+                gate.leave(this.side, &mut this.ticket, true);
+                return Poll::Ready(Ok(()));
+            }
+            if gate.arm(this.side, Waiter::Op(&mut this.ticket), cx.waker(), false) {
+                return Poll::Pending;
+            }
+        }
+    }
+}
+
+impl<T: AsFd> Drop for Readiness<'_, T> {
+    fn drop(&mut self) {
+        self.fd.gate.leave(self.side, &mut self.ticket, true);
+    }
+}
+
+struct TicketGuard<'a, T: AsFd> {
+    fd: &'a Fd<T>,
+    side: Side,
+    ticket: Ticket,
+}
+
+impl<T: AsFd> Drop for TicketGuard<'_, T> {
+    fn drop(&mut self) {
+        self.fd.gate.leave(self.side, &mut self.ticket, true);
+    }
+}
+
+/// While it lives, no other `write_all` of the socket writes.
+pub(crate) struct WriteLock<'a, T: AsFd> {
+    fd: &'a Fd<T>,
+}
+
+impl<T: AsFd> Drop for WriteLock<'_, T> {
+    fn drop(&mut self) {
+        self.fd.gate.finish(Side::WriteLock, true);
+    }
+}

@@ -1,0 +1,136 @@
+//! Names to addresses. The resolver blocks, so names go to the blocking pool; written addresses do not.
+
+use crate::runtime::runtime::spawn_blocking;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, ToSocketAddrs as StdToSocketAddrs};
+
+/// What can be turned into socket addresses, if need be by asking the resolver: `SocketAddr` and its two kinds, an IP
+/// address or a name with a port, `"host:port"` as `&str` or `String`, a slice of `SocketAddr`s.
+///
+/// Sealed: it is used, not implemented.
+pub trait ToSocketAddrs: sealed::Resolve {}
+
+impl<T: sealed::Resolve + ?Sized> ToSocketAddrs for T {}
+
+/// The addresses of a host.
+///
+/// # Errors
+/// What the resolver says; `InvalidInput` for text that is not `host:port`.
+///
+/// # Panics
+/// If a name has to be looked up outside a runtime.
+///
+/// # Cancel safety
+/// Dropping the future leaves the lookup to its end, unheard.
+///
+/// # Examples
+/// ```
+/// gopark::run(async {
+///     let addrs: Vec<_> = gopark::net::lookup_host("localhost:80").await?.collect();
+///     assert!(addrs.iter().all(|a| a.ip().is_loopback()));
+///     std::io::Result::Ok(())
+/// })?;
+/// # std::io::Result::Ok(())
+/// ```
+pub async fn lookup_host<A: ToSocketAddrs>(addr: A) -> io::Result<impl Iterator<Item = SocketAddr>> {
+    addr.resolve().await
+}
+
+/// Looks a name up on the blocking pool.
+async fn ask<A>(addr: A) -> io::Result<sealed::Addrs>
+where
+    A: StdToSocketAddrs<Iter = std::vec::IntoIter<SocketAddr>> + Send + 'static,
+{
+    match spawn_blocking(move || addr.to_socket_addrs()).await {
+        Ok(addrs) => addrs.map(sealed::Addrs::Many),
+        Err(error) => Err(io::Error::other(error)),
+    }
+}
+
+mod sealed {
+    use super::*;
+
+    /// One address, or several.
+    #[derive(Debug, Clone)]
+    pub enum Addrs {
+        One(std::option::IntoIter<SocketAddr>),
+        Many(std::vec::IntoIter<SocketAddr>),
+    }
+
+    impl Addrs {
+        fn one(addr: impl Into<SocketAddr>) -> Self {
+            Addrs::One(Some(addr.into()).into_iter())
+        }
+    }
+
+    impl Iterator for Addrs {
+        type Item = SocketAddr;
+
+        fn next(&mut self) -> Option<SocketAddr> {
+            match self {
+                Addrs::One(one) => one.next(),
+                Addrs::Many(many) => many.next(),
+            }
+        }
+    }
+
+    pub trait Resolve {
+        fn resolve(&self) -> impl Future<Output = io::Result<Addrs>> + Send;
+    }
+
+    macro_rules! plain {
+        ($($t:ty),*) => {$(
+            impl Resolve for $t {
+                fn resolve(&self) -> impl Future<Output = io::Result<Addrs>> + Send {
+                    std::future::ready(Ok(Addrs::one(*self)))
+                }
+            }
+        )*};
+    }
+
+    plain! { SocketAddr, SocketAddrV4, SocketAddrV6, (IpAddr, u16), (Ipv4Addr, u16), (Ipv6Addr, u16) }
+
+    impl Resolve for (&str, u16) {
+        async fn resolve(&self) -> io::Result<Addrs> {
+            let (host, port) = *self;
+            match host.parse::<IpAddr>() {
+                Ok(ip) => Ok(Addrs::one((ip, port))),
+                Err(_) => ask((host.to_owned(), port)).await,
+            }
+        }
+    }
+
+    impl Resolve for (String, u16) {
+        fn resolve(&self) -> impl Future<Output = io::Result<Addrs>> + Send {
+            let (host, port) = self;
+            async move { (host.as_str(), *port).resolve().await }
+        }
+    }
+
+    impl Resolve for str {
+        async fn resolve(&self) -> io::Result<Addrs> {
+            match self.parse::<SocketAddr>() {
+                Ok(addr) => Ok(Addrs::one(addr)),
+                Err(_) => ask(self.to_owned()).await,
+            }
+        }
+    }
+
+    impl Resolve for String {
+        fn resolve(&self) -> impl Future<Output = io::Result<Addrs>> + Send {
+            self.as_str().resolve()
+        }
+    }
+
+    impl Resolve for [SocketAddr] {
+        fn resolve(&self) -> impl Future<Output = io::Result<Addrs>> + Send {
+            std::future::ready(Ok(Addrs::Many(self.to_vec().into_iter())))
+        }
+    }
+
+    impl<T: Resolve + ?Sized + Sync> Resolve for &T {
+        fn resolve(&self) -> impl Future<Output = io::Result<Addrs>> + Send {
+            (**self).resolve()
+        }
+    }
+}

@@ -1,0 +1,674 @@
+//! TCP: Go's net/tcpsock.go.
+
+use super::dial;
+use super::fd::{Fd, Transfer};
+use super::listen;
+use super::resolve::ToSocketAddrs;
+use super::sys;
+use crate::runtime::poll_gate::{Side, Start};
+use futures_core::Stream;
+use futures_io::{AsyncRead, AsyncWrite};
+use socket2::SockRef;
+use std::fmt;
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::net::{self, Shutdown, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+/// A TCP socket that listens.
+///
+/// # Examples
+/// ```
+/// use gopark::net::{TcpListener, TcpStream};
+/// gopark::run(async {
+///     let listener = TcpListener::bind("127.0.0.1:0").await?;
+///     let client = gopark::spawn(TcpStream::connect(listener.local_addr()?));
+///     let (server, _) = listener.accept().await?;
+///     server.write_all(b"hello").await?;
+///     let mut buf = [0; 5];
+///     client.await.unwrap()?.read_exact(&mut buf).await?;
+///     assert_eq!(&buf, b"hello");
+///     std::io::Result::Ok(())
+/// })?;
+/// # std::io::Result::Ok(())
+/// ```
+#[derive(Debug)]
+pub struct TcpListener {
+    fd: Fd<net::TcpListener>,
+}
+
+impl Transfer for (net::TcpStream, SocketAddr) {
+    fn is_short(&self, _asked: usize) -> bool {
+        false
+    }
+}
+
+impl TcpListener {
+    /// Listens on the first of the addresses on which that can be done; port 0 lets the system choose. The backlog is
+    /// what `/proc/sys/net/core/somaxconn` says.
+    ///
+    /// # Errors
+    /// What the system says of the last address (`AddrInUse`, `PermissionDenied`), with the address named; what the
+    /// resolver says.
+    ///
+    /// # Panics
+    /// Outside a runtime.
+    pub async fn bind<A: ToSocketAddrs>(addr: A) -> io::Result<Self> {
+        Ok(TcpListener { fd: listen::listen(addr).await? })
+    }
+
+    /// Takes the next connection. Any number of tasks may wait here at once.
+    ///
+    /// # Errors
+    /// What accept(2) says. None of it ends the listener; connections that wait are still there (trap P16).
+    ///
+    /// # Cancel safety
+    /// Safe: no connection is lost.
+    pub async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        TcpStream::accepted(self.fd.io_op(Side::Read, 1, |l| sys::accept(l.as_fd())).await?)
+    }
+
+    /// The same, to be polled; every waker that polls is woken.
+    pub fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(TcpStream, SocketAddr)>> {
+        self.fd.poll_io(Side::Read, cx, None, 1, |l| sys::accept(l.as_fd())).map(|r| TcpStream::accepted(r?))
+    }
+
+    /// The connections as a stream. It ends after [`close`](Self::close).
+    pub fn incoming(&self) -> Incoming<'_> {
+        Incoming { listener: self }
+    }
+
+    /// Stops listening and wakes whoever waits; connections that nobody has taken are reset. Calling it again does
+    /// nothing. The descriptor is released when the listener is dropped.
+    pub fn close(&self) {
+        self.fd.unblock();
+        // It fails only where the socket is shut down already.
+        let _ = SockRef::from(self.fd.io()).shutdown(Shutdown::Both);
+    }
+
+    /// The address it listens on.
+    ///
+    /// # Errors
+    /// What getsockname(2) says.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.fd.io().local_addr()
+    }
+
+    /// Takes over a listener of std's. (Its backlog stays what std asked for.)
+    ///
+    /// # Errors
+    /// If it cannot be set to not block, or cannot be registered.
+    ///
+    /// # Panics
+    /// Outside a runtime.
+    pub fn from_std(listener: net::TcpListener) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        Ok(TcpListener { fd: listen::register(listener)? })
+    }
+
+    /// Gives the listener to std, in non-blocking mode.
+    ///
+    /// # Errors
+    /// None today.
+    pub fn into_std(self) -> io::Result<net::TcpListener> {
+        Ok(self.fd.into_inner())
+    }
+}
+
+/// See [`TcpListener::incoming`].
+#[derive(Debug)]
+#[must_use = "a stream does nothing unless it is polled"]
+pub struct Incoming<'a> {
+    listener: &'a TcpListener,
+}
+
+impl Stream for Incoming<'_> {
+    type Item = io::Result<TcpStream>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.listener.poll_accept(cx).map(|result| match result {
+            Ok((stream, _)) => Some(Ok(stream)),
+            Err(error) if error.get_ref().is_some_and(|e| e.is::<super::Closed>()) => None,
+            Err(error) => Some(Err(error)),
+        })
+    }
+}
+
+/// A TCP connection.
+///
+/// All operations take `&self`: any number of tasks may use one connection at once. Dropping it closes it.
+///
+/// `futures_io::{AsyncRead, AsyncWrite}` are there for `TcpStream`, `&TcpStream` and the halves.
+#[derive(Debug)]
+pub struct TcpStream {
+    fd: Fd<net::TcpStream>,
+}
+
+impl TcpStream {
+    /// Connects to the first of the addresses that answers. TCP_NODELAY and keepalive (15 s) are on, as in Go.
+    ///
+    /// # Errors
+    /// What connect(2) says of the first address that failed, with the address named; what the resolver says.
+    ///
+    /// # Panics
+    /// Outside a runtime.
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives the attempt up and leaves nothing behind.
+    pub async fn connect<A: ToSocketAddrs>(addr: A) -> io::Result<Self> {
+        Ok(TcpStream { fd: dial::dial(addr).await? })
+    }
+
+    fn accepted((stream, addr): (net::TcpStream, SocketAddr)) -> io::Result<(Self, SocketAddr)> {
+        Ok((TcpStream { fd: Fd::new(stream, Start::Try, Start::Try, true)? }, addr))
+    }
+
+    /// Takes over a connection of std's.
+    ///
+    /// # Errors
+    /// If it cannot be set to not block, or cannot be registered.
+    ///
+    /// # Panics
+    /// Outside a runtime.
+    pub fn from_std(stream: net::TcpStream) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        Ok(TcpStream { fd: Fd::new(stream, Start::Try, Start::Try, true)? })
+    }
+
+    /// Gives the connection to std, in non-blocking mode.
+    ///
+    /// # Errors
+    /// None today.
+    pub fn into_std(self) -> io::Result<net::TcpStream> {
+        Ok(self.fd.into_inner())
+    }
+
+    /// Reads what is there, waiting until something is. 0 is the end of the stream (or an empty buffer).
+    ///
+    /// # Errors
+    /// What recv(2) says; `NotConnected` with [`Closed`](super::Closed) inside after [`close`](Self::close).
+    ///
+    /// # Cancel safety
+    /// Safe: no byte is lost.
+    pub async fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
+        self.fd.io_op(Side::Read, buf.len(), |mut s| s.read(buf)).await
+    }
+
+    /// Reads into several buffers, one after the other. Otherwise as [`read`](Self::read).
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub async fn read_vectored(&self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        let asked = bufs.iter().map(|b| b.len()).sum();
+        self.fd.io_op(Side::Read, asked, |mut s| s.read_vectored(bufs)).await
+    }
+
+    /// Reads without taking: the next read sees the same bytes. Otherwise as [`read`](Self::read).
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub async fn peek(&self, buf: &mut [u8]) -> io::Result<usize> {
+        // It drains nothing, so it is never short.
+        self.fd.io_op(Side::Read, 0, |s| s.peek(buf)).await
+    }
+
+    /// Fills the buffer.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` if the stream ends before; otherwise as [`read`](Self::read). What was read before is in `buf`.
+    ///
+    /// # Cancel safety
+    /// None: how much was read before the drop is lost.
+    pub async fn read_exact(&self, mut buf: &mut [u8]) -> io::Result<()> {
+        while !buf.is_empty() {
+            match self.read(buf).await? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                n => buf = &mut buf[n..],
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes as much as fits, waiting until something does.
+    ///
+    /// # Errors
+    /// What send(2) says: `BrokenPipe` or `ConnectionReset` if the peer is gone; never a SIGPIPE (trap P26).
+    ///
+    /// # Cancel safety
+    /// Safe: if the future is dropped before it is ready, nothing was written.
+    pub async fn write(&self, buf: &[u8]) -> io::Result<usize> {
+        self.fd.io_op(Side::Write, buf.len(), |mut s| s.write(buf)).await
+    }
+
+    /// Writes several buffers, one after the other. Otherwise as [`write`](Self::write).
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub async fn write_vectored(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        let asked = bufs.iter().map(|b| b.len()).sum();
+        self.fd.io_op(Side::Write, asked, |mut s| s.write_vectored(bufs)).await
+    }
+
+    /// Writes all of it. No other `write_all` of this connection writes in between, from the first byte to the last.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write); what was written before is not told.
+    ///
+    /// # Cancel safety
+    /// None: how much was written before the drop is lost. A future that is neither polled nor dropped keeps every
+    /// other `write_all` of this connection waiting.
+    pub async fn write_all(&self, mut buf: &[u8]) -> io::Result<()> {
+        let _lock = self.fd.lock_writes().await?;
+        while !buf.is_empty() {
+            match self.write(buf).await? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                n => buf = &buf[n..],
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until a read is worth trying: data, the end, or an error. Only observes, so an idle connection needs no
+    /// buffer. Rarely it is wrong, and [`try_read`](Self::try_read) says `WouldBlock`.
+    ///
+    /// # Errors
+    /// After [`close`](Self::close), and when the runtime is gone.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn readable(&self) -> io::Result<()> {
+        self.fd.ready(Side::Read).await
+    }
+
+    /// Waits until a write is worth trying. Otherwise as [`readable`](Self::readable).
+    ///
+    /// # Errors
+    /// As [`readable`](Self::readable).
+    pub async fn writable(&self) -> io::Result<()> {
+        self.fd.ready(Side::Write).await
+    }
+
+    /// Reads what is there.
+    ///
+    /// # Errors
+    /// `WouldBlock` if nothing is; otherwise as [`read`](Self::read).
+    pub fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {
+        self.fd.try_io(Side::Read, buf.len(), |mut s| s.read(buf))
+    }
+
+    /// As [`try_read`](Self::try_read), into several buffers.
+    ///
+    /// # Errors
+    /// As [`try_read`](Self::try_read).
+    pub fn try_read_vectored(&self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        let asked = bufs.iter().map(|b| b.len()).sum();
+        self.fd.try_io(Side::Read, asked, |mut s| s.read_vectored(bufs))
+    }
+
+    /// Writes what fits.
+    ///
+    /// # Errors
+    /// `WouldBlock` if nothing does; otherwise as [`write`](Self::write).
+    pub fn try_write(&self, buf: &[u8]) -> io::Result<usize> {
+        self.fd.try_io(Side::Write, buf.len(), |mut s| s.write(buf))
+    }
+
+    /// As [`try_write`](Self::try_write), from several buffers.
+    ///
+    /// # Errors
+    /// As [`try_write`](Self::try_write).
+    pub fn try_write_vectored(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        let asked = bufs.iter().map(|b| b.len()).sum();
+        self.fd.try_io(Side::Write, asked, |mut s| s.write_vectored(bufs))
+    }
+
+    /// Ends one direction or both. The peer reads to the end of what was written, then 0.
+    ///
+    /// # Errors
+    /// What shutdown(2) says: `NotConnected` if the peer is gone already.
+    pub fn shutdown(&self, how: Shutdown) -> io::Result<()> {
+        self.fd.io().shutdown(how)
+    }
+
+    /// Shuts the connection down and wakes everything that waits on it; later operations are refused. Calling it again
+    /// does nothing. The descriptor is released when the stream is dropped.
+    pub fn close(&self) {
+        self.fd.unblock();
+        // It fails only where the peer is gone already.
+        let _ = self.fd.io().shutdown(Shutdown::Both);
+    }
+
+    /// Two halves for two branches of one task. Dropping them does nothing.
+    pub fn split(&self) -> (ReadHalf<'_>, WriteHalf<'_>) {
+        (ReadHalf { stream: self }, WriteHalf { stream: self })
+    }
+
+    /// Two halves for two tasks. Dropping the write half shuts the write side, and only that (trap P9).
+    pub fn into_split(self) -> (OwnedReadHalf, OwnedWriteHalf) {
+        let stream = Arc::new(self);
+        (OwnedReadHalf { stream: stream.clone() }, OwnedWriteHalf { stream, shut_on_drop: true })
+    }
+
+    /// This end's address.
+    ///
+    /// # Errors
+    /// What getsockname(2) says.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.fd.io().local_addr()
+    }
+
+    /// The other end's address.
+    ///
+    /// # Errors
+    /// What getpeername(2) says.
+    pub fn peer_addr(&self) -> io::Result<SocketAddr> {
+        self.fd.io().peer_addr()
+    }
+
+    /// Whether small writes are sent at once (on by default, as in Go) or gathered (Nagle's algorithm).
+    ///
+    /// # Errors
+    /// What setsockopt(2) says.
+    pub fn set_nodelay(&self, nodelay: bool) -> io::Result<()> {
+        self.fd.io().set_nodelay(nodelay)
+    }
+
+    /// Whether small writes are sent at once.
+    ///
+    /// # Errors
+    /// What getsockopt(2) says.
+    pub fn nodelay(&self) -> io::Result<bool> {
+        self.fd.io().nodelay()
+    }
+
+    /// After how long a silence the peer is probed (15 s by default, as in Go); `None` for never.
+    ///
+    /// # Errors
+    /// What setsockopt(2) says.
+    pub fn set_keepalive(&self, after: Option<Duration>) -> io::Result<()> {
+        let socket = SockRef::from(self.fd.io());
+        match after {
+            Some(after) => socket.set_tcp_keepalive(&listen::keepalive().with_time(after)),
+            None => socket.set_keepalive(false),
+        }
+    }
+
+    /// What closing does with bytes that are not yet sent: `None`, the default, sends them in the background; zero
+    /// throws them away and resets the connection.
+    ///
+    /// # Errors
+    /// What setsockopt(2) says.
+    pub fn set_linger(&self, linger: Option<Duration>) -> io::Result<()> {
+        SockRef::from(self.fd.io()).set_linger(linger)
+    }
+
+    /// How many hops a packet may make.
+    ///
+    /// # Errors
+    /// What setsockopt(2) says.
+    pub fn set_ttl(&self, ttl: u32) -> io::Result<()> {
+        self.fd.io().set_ttl(ttl)
+    }
+
+    /// The error that the socket has pending, which this clears.
+    ///
+    /// # Errors
+    /// What getsockopt(2) says.
+    pub fn take_error(&self) -> io::Result<Option<io::Error>> {
+        self.fd.io().take_error()
+    }
+
+    fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        self.fd.poll_io(Side::Read, cx, None, buf.len(), |mut s| s.read(buf))
+    }
+
+    fn poll_read_vectored(&self, cx: &mut Context<'_>, bufs: &mut [IoSliceMut<'_>]) -> Poll<io::Result<usize>> {
+        let asked = bufs.iter().map(|b| b.len()).sum();
+        self.fd.poll_io(Side::Read, cx, None, asked, |mut s| s.read_vectored(bufs))
+    }
+
+    fn poll_write(&self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.fd.poll_io(Side::Write, cx, None, buf.len(), |mut s| s.write(buf))
+    }
+
+    fn poll_write_vectored(&self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let asked = bufs.iter().map(|b| b.len()).sum();
+        self.fd.poll_io(Side::Write, cx, None, asked, |mut s| s.write_vectored(bufs))
+    }
+
+    fn poll_close(&self) -> Poll<io::Result<()>> {
+        match self.shutdown(Shutdown::Write) {
+            // The peer was faster.
+            Err(e) if e.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
+            result => Poll::Ready(result),
+        }
+    }
+}
+
+/// The read half of [`TcpStream::split`].
+#[derive(Debug, Clone, Copy)]
+pub struct ReadHalf<'a> {
+    stream: &'a TcpStream,
+}
+
+/// The write half of [`TcpStream::split`].
+#[derive(Debug, Clone, Copy)]
+pub struct WriteHalf<'a> {
+    stream: &'a TcpStream,
+}
+
+/// The read half of [`TcpStream::into_split`].
+#[derive(Debug)]
+pub struct OwnedReadHalf {
+    stream: Arc<TcpStream>,
+}
+
+/// The write half of [`TcpStream::into_split`]. Dropping it shuts the write side.
+#[derive(Debug)]
+pub struct OwnedWriteHalf {
+    stream: Arc<TcpStream>,
+    shut_on_drop: bool,
+}
+
+impl OwnedReadHalf {
+    /// Puts the connection together again.
+    ///
+    /// # Errors
+    /// [`ReuniteError`], with both halves, if they are of two connections.
+    pub fn reunite(self, write: OwnedWriteHalf) -> Result<TcpStream, ReuniteError> {
+        reunite(self, write)
+    }
+}
+
+impl OwnedWriteHalf {
+    /// Puts the connection together again.
+    ///
+    /// # Errors
+    /// [`ReuniteError`], with both halves, if they are of two connections.
+    pub fn reunite(self, read: OwnedReadHalf) -> Result<TcpStream, ReuniteError> {
+        reunite(read, self)
+    }
+
+    /// Drops the half without shutting the write side.
+    pub fn forget(mut self) {
+        self.shut_on_drop = false;
+    }
+}
+
+fn reunite(read: OwnedReadHalf, mut write: OwnedWriteHalf) -> Result<TcpStream, ReuniteError> {
+    if !Arc::ptr_eq(&read.stream, &write.stream) {
+        return Err(ReuniteError(read, write));
+    }
+    write.shut_on_drop = false;
+    drop(write);
+    Ok(Arc::into_inner(read.stream).expect("there are two halves, and one is gone"))
+}
+
+impl Drop for OwnedWriteHalf {
+    fn drop(&mut self) {
+        if self.shut_on_drop {
+            // It fails only where the peer is gone already.
+            let _ = self.stream.shutdown(Shutdown::Write);
+        }
+    }
+}
+
+/// Two halves that are not of one connection.
+#[derive(Debug)]
+pub struct ReuniteError(pub OwnedReadHalf, pub OwnedWriteHalf);
+
+impl fmt::Display for ReuniteError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the halves are of two connections")
+    }
+}
+
+impl std::error::Error for ReuniteError {}
+
+macro_rules! fd_traits {
+    ($($t:ty)*) => {$(
+        impl AsFd for $t {
+            fn as_fd(&self) -> BorrowedFd<'_> {
+                self.fd.io().as_fd()
+            }
+        }
+
+        impl AsRawFd for $t {
+            fn as_raw_fd(&self) -> RawFd {
+                self.fd.io().as_raw_fd()
+            }
+        }
+    )*};
+}
+
+fd_traits! { TcpListener TcpStream }
+
+/// The stream's methods on a half, and the traits on whatever reaches a stream.
+macro_rules! reads {
+    ($t:ty, $this:ident => $stream:expr) => {
+        impl AsyncRead for $t {
+            fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+                let $this = &*self;
+                $stream.poll_read(cx, buf)
+            }
+
+            fn poll_read_vectored(
+                self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                bufs: &mut [IoSliceMut<'_>],
+            ) -> Poll<io::Result<usize>> {
+                let $this = &*self;
+                $stream.poll_read_vectored(cx, bufs)
+            }
+        }
+    };
+}
+
+macro_rules! writes {
+    ($t:ty, $this:ident => $stream:expr) => {
+        impl AsyncWrite for $t {
+            fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+                let $this = &*self;
+                $stream.poll_write(cx, buf)
+            }
+
+            fn poll_write_vectored(
+                self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                bufs: &[IoSlice<'_>],
+            ) -> Poll<io::Result<usize>> {
+                let $this = &*self;
+                $stream.poll_write_vectored(cx, bufs)
+            }
+
+            /// Nothing is kept back that would have to be flushed.
+            fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+                Poll::Ready(Ok(()))
+            }
+
+            /// Shuts the write side.
+            fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+                let $this = &*self;
+                $stream.poll_close()
+            }
+        }
+    };
+}
+
+macro_rules! read_half {
+    ($t:ty) => {
+        impl $t {
+            /// See [`TcpStream::read`].
+            ///
+            /// # Errors
+            /// As there.
+            pub async fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
+                self.stream.read(buf).await
+            }
+
+            /// See [`TcpStream::read_exact`].
+            ///
+            /// # Errors
+            /// As there.
+            pub async fn read_exact(&self, buf: &mut [u8]) -> io::Result<()> {
+                self.stream.read_exact(buf).await
+            }
+
+            /// See [`TcpStream::peek`].
+            ///
+            /// # Errors
+            /// As there.
+            pub async fn peek(&self, buf: &mut [u8]) -> io::Result<usize> {
+                self.stream.peek(buf).await
+            }
+
+            /// The whole connection.
+            pub fn stream(&self) -> &TcpStream {
+                &self.stream
+            }
+        }
+    };
+}
+
+macro_rules! write_half {
+    ($t:ty) => {
+        impl $t {
+            /// See [`TcpStream::write`].
+            ///
+            /// # Errors
+            /// As there.
+            pub async fn write(&self, buf: &[u8]) -> io::Result<usize> {
+                self.stream.write(buf).await
+            }
+
+            /// See [`TcpStream::write_all`].
+            ///
+            /// # Errors
+            /// As there.
+            pub async fn write_all(&self, buf: &[u8]) -> io::Result<()> {
+                self.stream.write_all(buf).await
+            }
+
+            /// The whole connection.
+            pub fn stream(&self) -> &TcpStream {
+                &self.stream
+            }
+        }
+    };
+}
+
+reads!(TcpStream, this => this);
+reads!(&TcpStream, this => this);
+reads!(ReadHalf<'_>, this => this.stream);
+reads!(OwnedReadHalf, this => this.stream);
+writes!(TcpStream, this => this);
+writes!(&TcpStream, this => this);
+writes!(WriteHalf<'_>, this => this.stream);
+writes!(OwnedWriteHalf, this => this.stream);
+read_half!(ReadHalf<'_>);
+read_half!(OwnedReadHalf);
+write_half!(WriteHalf<'_>);
+write_half!(OwnedWriteHalf);

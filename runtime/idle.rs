@@ -1,0 +1,283 @@
+//! Idle Ps, parked Ms, the spinning count: the "delicate dance" of Go's runtime/proc.go, alone in a file so that loom
+//! can model it.
+//!
+//! Two rules keep work from being forgotten:
+//!
+//! 1. Who submits work that no running M is sure to reach first makes it visible, then [`Idle::wake`] looks at the
+//!    word. Who goes idle changes the word first ([`Idle::release`]), then looks for work. A `fence(SeqCst)` lies in
+//!    the middle of both, so one of the two sees the other.
+//! 2. While somebody spins, submitters wake nobody. So who stops spinning lowers the count first and then looks at
+//!    every queue once more (trap S14): what was submitted against the old count is seen now.
+//!
+//! An M becomes visible as idle (in `ms`, or as `poller`) under the same lock as its P does. Go lets them be a moment
+//! apart, and starts a thread for a P whose M is about to park.
+
+use super::park::Parker;
+use super::sync::{AtomicU32, Mutex, Ordering, fence};
+
+/// The word's fields. Idle Ps in the upper half: changed under the lock only.
+const IDLE: u32 = 1 << 16;
+/// Sysmon sleeps deeply: who makes a P busy wakes it.
+const DEEP: u32 = 1 << 15;
+const SPINNING: u32 = 1;
+const SPINNING_MASK: u32 = DEEP - 1;
+
+/// An M's place in the runtime's table.
+pub(crate) type MId = u32;
+/// A P's index.
+pub(crate) type PId = u32;
+
+#[derive(Debug)]
+pub(crate) struct Idle {
+    word: AtomicU32,
+    lists: Mutex<Lists>,
+    procs: u32,
+    /// Where sysmon sleeps deeply.
+    sysmon: Parker,
+}
+
+#[derive(Debug)]
+struct Lists {
+    ps: Vec<PId>,
+    ms: Vec<MId>,
+    poller: Option<Poller>,
+    stopping: bool,
+}
+
+/// The M that waits in the netpoller, or is about to.
+#[derive(Debug)]
+struct Poller {
+    /// The P that a waker has given it, together with a place among the spinning.
+    given: Option<PId>,
+}
+
+/// What an M without work is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub(crate) enum Role {
+    /// Wait in the netpoller.
+    Poll,
+    /// Park; whoever unparks it has given it orders.
+    Park,
+    /// The runtime ends.
+    Exit,
+}
+
+/// Whom a waker has chosen. The P is taken, and the M counts as spinning already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub(crate) enum Wakeup {
+    /// Unpark this M with this P.
+    Unpark(MId, PId),
+    /// Break the poller's wait; it finds the P when it comes back.
+    Break,
+    /// No M is free: start a thread with this P, or give it back with `unstart`.
+    Start(PId),
+}
+
+/// How an M comes back from the netpoller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub(crate) enum Back {
+    /// Woken by `wake`: it spins.
+    Spinning(PId),
+    Running(PId),
+    /// Every P is taken.
+    NoP,
+}
+
+impl Idle {
+    pub(crate) fn new(procs: u32) -> Self {
+        // LIFO: the lowest first.
+        let lists = Lists { ps: (0..procs).rev().collect(), ms: Vec::new(), poller: None, stopping: false };
+        Idle { word: AtomicU32::new(procs * IDLE), lists: Mutex::new(lists), procs, sysmon: Parker::new() }
+    }
+
+    /// An M gives its P up for want of work. The caller looks for work once more after this, and `retract`s if it
+    /// finds some.
+    pub(crate) fn release(&self, m: MId, p: PId, spinning: bool) -> Role {
+        let role = {
+            let mut lists = self.lists.lock();
+            lists.ps.push(p);
+            // Relaxed: ordered by the fence below.
+            self.word.fetch_add(IDLE - if spinning { SPINNING } else { 0 }, Ordering::Relaxed);
+            lists.rest(m)
+        };
+        if !cfg!(gopark_mutant = "idle_release_no_fence") {
+            // Pairs with the fence in `wake`.
+            fence(Ordering::SeqCst);
+        }
+        role
+    }
+
+    /// An M that has lost its P goes to rest; it takes an idle P instead, if there is one.
+    pub(crate) fn rest(&self, m: MId) -> Result<PId, Role> {
+        let mut lists = self.lists.lock();
+        match self.take(&mut lists, 0) {
+            Some(p) => Ok(p),
+            None => Err(lists.rest(m)),
+        }
+    }
+
+    /// Work turned up while an M was on its way to rest: it takes a P back and spins. `None`: there is no P, or the M
+    /// has its orders already; it goes on to rest.
+    pub(crate) fn retract(&self, m: MId, role: Role) -> Option<PId> {
+        let mut lists = self.lists.lock();
+        if role == Role::Poll {
+            let given = lists.poller.as_mut().and_then(|poller| poller.given.take());
+            let p = given.or_else(|| self.take(&mut lists, SPINNING))?;
+            lists.poller = None;
+            Some(p)
+        } else {
+            let at = lists.ms.iter().position(|&other| other == m)?;
+            let p = self.take(&mut lists, SPINNING)?;
+            lists.ms.swap_remove(at);
+            Some(p)
+        }
+    }
+
+    /// The poller comes back.
+    pub(crate) fn poller_back(&self) -> Back {
+        let mut lists = self.lists.lock();
+        match lists.poller.take().and_then(|poller| poller.given) {
+            Some(p) => Back::Spinning(p),
+            None => self.take(&mut lists, 0).map_or(Back::NoP, Back::Running),
+        }
+    }
+
+    /// Takes an idle P for an M that has none.
+    pub(crate) fn acquire(&self) -> Option<PId> {
+        let mut lists = self.lists.lock();
+        self.take(&mut lists, 0)
+    }
+
+    /// There is work that no running M is sure to reach: chooses an idle M for it, unless one spins already.
+    /// Go's `wakep`.
+    pub(crate) fn wake(&self) -> Option<Wakeup> {
+        if !cfg!(gopark_mutant = "idle_wake_no_fence") {
+            // Pairs with the fences in `release` and `stop_spinning`: what the caller submitted is visible before the
+            // word is read.
+            fence(Ordering::SeqCst);
+        }
+        self.wake_if_handy()
+    }
+
+    /// The same without the fence: for work that the calling M will come to itself if nobody else does.
+    pub(crate) fn wake_if_handy(&self) -> Option<Wakeup> {
+        let mut word = self.word.load(Ordering::Relaxed);
+        loop {
+            if word < IDLE || word & SPINNING_MASK != 0 {
+                return None;
+            }
+            match self.word.compare_exchange_weak(word, word + SPINNING, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => break,
+                Err(now) => word = now,
+            }
+        }
+        let mut lists = self.lists.lock();
+        let Some(p) = self.take(&mut lists, 0) else {
+            // Every P is busy after all: each of their Ms looks at all the queues before it goes idle.
+            self.word.fetch_sub(SPINNING, Ordering::Relaxed);
+            return None;
+        };
+        Some(if let Some(m) = lists.ms.pop() {
+            Wakeup::Unpark(m, p)
+        } else if let Some(poller) = lists.poller.as_mut().filter(|poller| poller.given.is_none()) {
+            poller.given = Some(p);
+            Wakeup::Break
+        } else {
+            Wakeup::Start(p)
+        })
+    }
+
+    /// The thread for `Wakeup::Start` could not be had.
+    pub(crate) fn unstart(&self, p: PId) {
+        let mut lists = self.lists.lock();
+        lists.ps.push(p);
+        self.word.fetch_add(IDLE - SPINNING, Ordering::Relaxed);
+    }
+
+    /// Gives a P back whose M goes on without it. Go's `handoffp`; whoever calls it calls `wake` next.
+    pub(crate) fn give(&self, p: PId) {
+        let mut lists = self.lists.lock();
+        lists.ps.push(p);
+        self.word.fetch_add(IDLE, Ordering::Relaxed);
+    }
+
+    /// A parked M for a job that needs no P.
+    pub(crate) fn take_m(&self) -> Option<MId> {
+        self.lists.lock().ms.pop()
+    }
+
+    /// An M with a P but no work asks whether to go stealing. At most half of the busy Ps' number do.
+    pub(crate) fn start_spinning(&self) -> bool {
+        let word = self.word.load(Ordering::Relaxed);
+        let spins = 2 * (word & SPINNING_MASK) < self.procs - word / IDLE;
+        if spins {
+            self.word.fetch_add(SPINNING, Ordering::Relaxed);
+        }
+        spins
+    }
+
+    /// A spinning M has found work. True: it was the last, so the caller looks at every queue, and `wake`s for what it
+    /// finds (rule 2).
+    pub(crate) fn stop_spinning(&self) -> bool {
+        let last = self.word.fetch_sub(SPINNING, Ordering::Relaxed) & SPINNING_MASK == SPINNING;
+        // Pairs with the fence in `wake`.
+        fence(Ordering::SeqCst);
+        last
+    }
+
+    pub(crate) fn idle_ps(&self) -> u32 {
+        self.word.load(Ordering::Relaxed) / IDLE
+    }
+
+    pub(crate) fn has_poller(&self) -> bool {
+        self.lists.lock().poller.is_some()
+    }
+
+    /// Every resting M is to exit: returns the parked ones; the poller needs a break.
+    pub(crate) fn stop(&self) -> Vec<MId> {
+        let mut lists = self.lists.lock();
+        lists.stopping = true;
+        std::mem::take(&mut lists.ms)
+    }
+
+    /// Sysmon's deep sleep, until a P is busy. Returns at once if one is.
+    pub(crate) fn sleep_until_busy(&self) {
+        let idle = self.procs * IDLE;
+        if self.word.compare_exchange(idle, idle | DEEP, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            self.sysmon.park();
+        }
+    }
+
+    /// Ends sysmon's deep sleep, now or next time.
+    pub(crate) fn wake_sysmon(&self) {
+        self.sysmon.unpark();
+    }
+
+    /// Takes an idle P, and `spinning` places among the spinning with it.
+    fn take(&self, lists: &mut Lists, spinning: u32) -> Option<PId> {
+        let p = lists.ps.pop()?;
+        if self.word.fetch_sub(IDLE - spinning, Ordering::Relaxed) & DEEP != 0 {
+            self.word.fetch_and(!DEEP, Ordering::Relaxed);
+            // One system call, under the lock, at the end of a deep sleep.
+            self.sysmon.unpark();
+        }
+        Some(p)
+    }
+}
+
+impl Lists {
+    fn rest(&mut self, m: MId) -> Role {
+        if self.stopping {
+            Role::Exit
+        } else if self.poller.is_none() {
+            self.poller = Some(Poller { given: None });
+            Role::Poll
+        } else {
+            self.ms.push(m);
+            Role::Park
+        }
+    }
+}

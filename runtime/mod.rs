@@ -1,0 +1,29 @@
+//! The machine: G, M, P, the netpoller, timers and sysmon. `lib.rs` has the map.
+
+#[cfg(not(gopark_loom))]
+pub(crate) mod blocking;
+#[cfg(not(gopark_loom))]
+pub(crate) mod budget;
+pub(crate) mod idle;
+pub(crate) mod netpoll;
+pub(crate) mod park;
+#[cfg(not(gopark_loom))]
+pub(crate) mod poll_gate;
+#[cfg(not(gopark_loom))]
+pub(crate) mod proc;
+#[cfg(not(gopark_loom))]
+pub(crate) mod queue;
+#[cfg(not(gopark_loom))]
+#[allow(clippy::module_inception)]
+pub(crate) mod runtime;
+pub(crate) mod sync;
+#[cfg(not(gopark_loom))]
+pub(crate) mod sys;
+#[cfg(not(gopark_loom))]
+mod sysmon;
+pub(crate) mod task;
+#[cfg(not(gopark_loom))]
+pub(crate) mod time;
+#[cfg(not(gopark_loom))]
+pub(crate) mod timer;
+pub(crate) mod wake_list;

@@ -1,0 +1,205 @@
+//! `PollDesc`: Go's `pollDesc` and `pollCache` (runtime/netpoll.go).
+//!
+//! Descriptors are type-stable: their memory is never given back or moved while the netpoller lives, so an event for a
+//! socket that is gone finds a descriptor still, and the generation in the slot's word tells it off (traps P1, P11, P18).
+
+use super::slot::{Shut, Slot, Start};
+use crate::runtime::sync::Mutex;
+use crate::runtime::wake_list::{Baton, WakeList};
+use std::io;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Names one generation of one descriptor: what epoll carries in its 64 bits. All of it is compared (trap P2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Token {
+    pub(crate) index: u32,
+    pub(crate) fdseq: u32,
+}
+
+impl Token {
+    pub(crate) fn pack(self) -> u64 {
+        u64::from(self.fdseq) << 32 | u64::from(self.index)
+    }
+
+    pub(crate) fn unpack(data: u64) -> Token {
+        Token { index: data as u32, fdseq: (data >> 32) as u32 }
+    }
+}
+
+/// Indices from here on are not descriptors: epoll.rs uses them for the break and the timer.
+pub(crate) const MAX_INDEX: u32 = u32::MAX / 4;
+
+/// What the netpoller knows of one open descriptor.
+#[derive(Debug)]
+pub(crate) struct PollDesc {
+    pub(crate) read: Slot,
+    pub(crate) write: Slot,
+    /// The lock that a `write_all` holds from its first byte to its last: READY is free, and no edge ever comes.
+    pub(crate) write_lock: Slot,
+    /// The generation in use; changed under the table's lock only.
+    fdseq: AtomicU32,
+}
+
+impl PollDesc {
+    fn new(index: u32) -> Self {
+        let slot = |n| Slot::new(index * 4 + n);
+        PollDesc { read: slot(0), write: slot(1), write_lock: slot(2), fdseq: AtomicU32::new(0) }
+    }
+
+    pub(crate) fn shut(&self, how: Shut, list: &mut WakeList) {
+        self.read.shut(how, list);
+        self.write.shut(how, list);
+        self.write_lock.shut(how, list);
+    }
+}
+
+/// The first block's size; each further block is twice the one before.
+const BLOCK: u32 = 64;
+const BLOCKS: usize = 25;
+
+/// All descriptors of one netpoller.
+#[derive(Debug)]
+pub(crate) struct Table {
+    blocks: [OnceLock<Box<[PollDesc]>>; BLOCKS],
+    alloc: Mutex<Alloc>,
+}
+
+#[derive(Debug)]
+struct Alloc {
+    free: Vec<u32>,
+    used: u32,
+    /// Set when the runtime ends: no descriptor is taken into use after everybody was woken (trap P10).
+    shut: bool,
+}
+
+impl Table {
+    pub(crate) fn new() -> Self {
+        let alloc = Mutex::new(Alloc { free: Vec::new(), used: 0, shut: false });
+        Table { blocks: [const { OnceLock::new() }; BLOCKS], alloc }
+    }
+
+    /// The descriptor with this index, if there has ever been one.
+    pub(crate) fn get(&self, index: u32) -> Option<&PollDesc> {
+        let (block, offset) = place(index);
+        self.blocks.get(block)?.get()?.get(offset)
+    }
+
+    pub(crate) fn slot(&self, baton: Baton) -> Option<&Slot> {
+        let desc = self.get(baton.slot / 4)?;
+        Some([&desc.read, &desc.write, &desc.write_lock][baton.slot as usize % 4])
+    }
+
+    /// Takes a descriptor into use. `None`: the runtime is gone.
+    pub(crate) fn alloc(&self, read: Start, write: Start) -> io::Result<Option<Token>> {
+        let mut alloc = self.alloc.lock();
+        if alloc.shut {
+            return Ok(None);
+        }
+        let index = match alloc.free.pop() {
+            Some(index) => index,
+            None if alloc.used < MAX_INDEX => {
+                alloc.used += 1;
+                alloc.used - 1
+            }
+            None => return Err(io::Error::other("the netpoller has no descriptor left")),
+        };
+        let (block, offset) = place(index);
+        let first = index - offset as u32;
+        let size = BLOCK << block;
+        let desc = &self.blocks[block].get_or_init(|| (first..first + size).map(PollDesc::new).collect())[offset];
+        let fdseq = desc.fdseq.load(Ordering::Relaxed);
+        desc.read.open(fdseq, read);
+        desc.write.open(fdseq, write);
+        desc.write_lock.open(fdseq, Start::Try);
+        Ok(Some(Token { index, fdseq }))
+    }
+
+    /// Ends a generation. The caller has taken the descriptor out of the kernel's set, and nobody waits on it.
+    pub(crate) fn free(&self, token: Token, list: &mut WakeList) {
+        let Some(desc) = self.get(token.index) else { return };
+        let mut alloc = self.alloc.lock();
+        // Under the lock, so that `shut_all` meets either this generation, still whole, or none.
+        desc.fdseq.store(token.fdseq.wrapping_add(1), Ordering::Relaxed);
+        desc.read.retire(list);
+        desc.write.retire(list);
+        desc.write_lock.retire(list);
+        alloc.free.push(token.index);
+    }
+
+    /// Refuses new descriptors and wakes whoever waits on the old ones.
+    pub(crate) fn shut_all(&self, list: &mut WakeList) {
+        let mut alloc = self.alloc.lock();
+        alloc.shut = true;
+        for index in 0..alloc.used {
+            if let Some(desc) = self.get(index) {
+                desc.shut(Shut::Gone, list);
+            }
+        }
+    }
+}
+
+/// Which block an index lies in, and where in it.
+fn place(index: u32) -> (usize, usize) {
+    let n = index / BLOCK + 1;
+    let block = n.ilog2();
+    (block as usize, (index - BLOCK * ((1 << block) - 1)) as usize)
+}
+
+#[cfg(all(test, not(gopark_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_index_has_one_place() {
+        let mut expected = (0, 0);
+        for index in 0..100_000 {
+            assert_eq!(place(index), expected);
+            expected.1 += 1;
+            if expected.1 == (BLOCK as usize) << expected.0 {
+                expected = (expected.0 + 1, 0);
+            }
+        }
+        assert!(place(MAX_INDEX - 1).0 < BLOCKS);
+    }
+
+    /// Traps P1 and P2: every bit of the token counts.
+    #[test]
+    fn a_token_survives_the_kernel() {
+        for (index, fdseq) in [(0, 0), (7, 1), (MAX_INDEX - 1, u32::MAX), (1, 1 << 31)] {
+            let token = Token { index, fdseq };
+            assert_eq!(Token::unpack(token.pack()), token);
+        }
+    }
+
+    /// Traps P1, P11: an event for an earlier socket passes the descriptor's new owner by.
+    #[test]
+    fn reuse_and_late_edge() {
+        let table = Table::new();
+        let mut list = WakeList::default();
+        let old = table.alloc(Start::Nil, Start::Nil).unwrap().unwrap();
+        let address = std::ptr::from_ref(table.get(old.index).unwrap());
+        table.free(old, &mut list);
+        let new = table.alloc(Start::Nil, Start::Nil).unwrap().unwrap();
+        assert_eq!(new.index, old.index);
+        assert_ne!(new.fdseq, old.fdseq);
+        let desc = table.get(new.index).unwrap();
+        assert_eq!(std::ptr::from_ref(desc), address);
+        desc.read.edge(old.fdseq, true, &mut list);
+        assert_eq!(desc.read.ready(), Ok(false));
+        desc.read.edge(new.fdseq, true, &mut list);
+        assert_eq!(desc.read.ready(), Ok(true));
+    }
+
+    /// Trap P10: nothing is taken into use once everybody was woken.
+    #[test]
+    fn shut_then_alloc() {
+        let table = Table::new();
+        let mut list = WakeList::default();
+        let token = table.alloc(Start::Try, Start::Try).unwrap().unwrap();
+        table.shut_all(&mut list);
+        assert_eq!(table.get(token.index).unwrap().read.ready(), Err(Shut::Gone));
+        assert_eq!(table.alloc(Start::Try, Start::Try).unwrap(), None);
+        table.free(token, &mut list);
+    }
+}

@@ -1,0 +1,116 @@
+//! The epoll backend: Go's runtime/netpoll_epoll.go. The contract it keeps stands in mod.rs.
+
+use super::desc::{MAX_INDEX, Token};
+use crate::runtime::sys::{self, Events};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+const BREAK: Token = Token { index: MAX_INDEX, fdseq: 0 };
+const TIMER: Token = Token { index: MAX_INDEX + 1, fdseq: 0 };
+
+/// Registered once, never modified. PRI: an urgent mark cuts a read short and makes no other edge (trap P25).
+const INTEREST: u32 = (libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLPRI | libc::EPOLLET) as u32;
+const HANGUP: u32 = (libc::EPOLLHUP | libc::EPOLLERR) as u32;
+const READ: u32 = (libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLPRI) as u32 | HANGUP;
+const WRITE: u32 = libc::EPOLLOUT as u32 | HANGUP;
+const CUT: u32 = (libc::EPOLLRDHUP | libc::EPOLLPRI) as u32 | HANGUP;
+
+/// Events taken by one call. More make longer batches, in which the first to be harvested is the last to be served.
+const BATCH: usize = 256;
+
+/// How long a poll may last.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Wait {
+    No,
+    For(Duration),
+    Ever,
+}
+
+/// One event, in the netpoller's words.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Event {
+    /// A descriptor has news for one or both directions. `cut`: short reads prove nothing from now on.
+    Ready { token: Token, read: bool, write: bool, cut: bool },
+    /// Somebody broke the wait.
+    Break,
+}
+
+/// An epoll instance with its eventfd.
+#[derive(Debug)]
+pub(crate) struct Epoll {
+    ep: OwnedFd,
+    /// Go's `netpollEventFd`. Registered edge-triggered and never read: every write to an eventfd wakes its waiters
+    /// anew (eventfd_signal in fs/eventfd.c), and at one write a nanosecond the counter is full after 584 years.
+    event: OwnedFd,
+    /// On kernels without epoll_pwait2 (before 5.11): the timer that ends a wait, to the nanosecond (trap TM4).
+    timer: OnceLock<OwnedFd>,
+}
+
+impl Epoll {
+    pub(crate) fn new() -> io::Result<Self> {
+        let (ep, event) = (sys::epoll_create()?, sys::eventfd()?);
+        sys::epoll_add(ep.as_fd(), event.as_fd(), (libc::EPOLLIN | libc::EPOLLET) as u32, BREAK.pack())?;
+        Ok(Epoll { ep, event, timer: OnceLock::new() })
+    }
+
+    pub(crate) fn buffer() -> Events {
+        Events::with_capacity(BATCH)
+    }
+
+    pub(crate) fn open(&self, fd: BorrowedFd<'_>, token: Token) -> io::Result<()> {
+        sys::epoll_add(self.ep.as_fd(), fd, INTEREST, token.pack())
+    }
+
+    pub(crate) fn close(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        sys::epoll_del(self.ep.as_fd(), fd)
+    }
+
+    /// Ends the wait that is under way, or else the next one.
+    pub(crate) fn wake(&self) -> io::Result<()> {
+        sys::eventfd_signal(self.event.as_fd())
+    }
+
+    /// Waits for events. Each batch comes in the kernel's order: the longest ready first.
+    pub(crate) fn poll(&self, events: &mut Events, wait: Wait, mut each: impl FnMut(Event)) -> io::Result<()> {
+        let ep = self.ep.as_fd();
+        match wait {
+            Wait::No => sys::epoll_wait(ep, events, 0)?,
+            Wait::Ever => sys::epoll_wait(ep, events, -1)?,
+            Wait::For(time) => match self.timer.get() {
+                Some(timer) => {
+                    sys::timerfd_set(timer.as_fd(), time)?;
+                    sys::epoll_wait(ep, events, -1)?
+                }
+                None => match sys::epoll_pwait2(ep, events, time) {
+                    Err(e) if e.raw_os_error() == Some(libc::ENOSYS) => {
+                        self.use_timerfd()?;
+                        return self.poll(events, wait, each);
+                    }
+                    result => result?,
+                },
+            },
+        };
+        for (mask, data) in events.iter() {
+            match Token::unpack(data) {
+                BREAK => each(Event::Break),
+                // The wait is over; the clock says why.
+                TIMER => {}
+                token => {
+                    let (read, write) = (mask & READ != 0, mask & WRITE != 0);
+                    each(Event::Ready { token, read, write, cut: mask & CUT != 0 });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn use_timerfd(&self) -> io::Result<()> {
+        let timer = sys::timerfd()?;
+        sys::epoll_add(self.ep.as_fd(), timer.as_fd(), (libc::EPOLLIN | libc::EPOLLET) as u32, TIMER.pack())?;
+        // Polls exclude each other, so nobody else can have set it.
+        let _ = self.timer.set(timer);
+        Ok(())
+    }
+}

@@ -1,0 +1,216 @@
+//! The netpoller: Go's runtime/netpoll.go.
+//!
+//! # What a backend does (there is one: epoll.rs)
+//!
+//! - `open(fd, token)` registers a descriptor once, edge-triggered, for everything; it fails for what cannot be polled.
+//! - `close(fd)` takes it out. Events that were fetched before may still be under way; the token tells them off.
+//! - `poll(wait)` gives each event once, in the order in which descriptors became ready. A signal ends it empty.
+//! - `wake()` ends the poll that waits, or the next that would.
+//!
+//! # What the netpoller does with it
+//!
+//! `netpoll` turns events into a [`WakeList`] and never calls the scheduler. Polls exclude each other: a poll that does
+//! not wait steps back when another is under way. So a break can only be harvested by the poll it was meant for, or
+//! by one after it (traps P4 and P24; Go lets them overlap and checks the delay instead).
+
+mod brk;
+pub(crate) mod desc;
+mod epoll;
+pub(crate) mod slot;
+
+pub(crate) use brk::Break;
+pub(crate) use epoll::Wait;
+
+use crate::runtime::sync::{Mutex, UnsafeCell, spin};
+use crate::runtime::sys::Events;
+use crate::runtime::wake_list::{Baton, WakeList};
+use desc::{PollDesc, Table, Token};
+use epoll::{Epoll, Event};
+use slot::Start;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+/// One runtime's netpoller. Sockets and sleeps hold it, so that it outlives the runtime while they do.
+#[derive(Debug)]
+pub(crate) struct Netpoll {
+    epoll: Epoll,
+    table: Table,
+    /// Held by whoever polls; guards `events`.
+    polling: AtomicBool,
+    events: UnsafeCell<EventBuffer>,
+    brk: Break,
+    /// Until when the M that blocks here sleeps, in the runtime's nanoseconds (Go's `sched.pollUntil`); 0 while none
+    /// does, `u64::MAX` for ever.
+    poll_until: AtomicU64,
+    /// Somebody has polled since sysmon last looked (Go's `sched.lastpoll` holds the time).
+    polled: AtomicBool,
+    batons: Mutex<Vec<Baton>>,
+    /// How many `batons` there are, so that nobody takes the lock for none.
+    baton_count: AtomicUsize,
+}
+
+struct EventBuffer(Events);
+
+impl std::fmt::Debug for EventBuffer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("EventBuffer")
+    }
+}
+
+// SAFETY: `events` is touched only by whoever holds `polling`; everything else is Sync by itself.
+unsafe impl Sync for Netpoll {}
+
+impl Netpoll {
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Netpoll {
+            epoll: Epoll::new()?,
+            table: Table::new(),
+            polling: AtomicBool::new(false),
+            events: UnsafeCell::new(EventBuffer(Epoll::buffer())),
+            brk: Break::new(),
+            poll_until: AtomicU64::new(0),
+            polled: AtomicBool::new(false),
+            batons: Mutex::new(Vec::new()),
+            baton_count: AtomicUsize::new(0),
+        })
+    }
+
+    /// Registers a descriptor. `None`: the runtime is gone.
+    pub(crate) fn open(&self, fd: BorrowedFd<'_>, read: Start, write: Start) -> io::Result<Option<Token>> {
+        let Some(token) = self.table.alloc(read, write)? else { return Ok(None) };
+        if let Err(error) = self.epoll.open(fd, token) {
+            // Trap P12.
+            self.free(token);
+            return Err(error);
+        }
+        Ok(Some(token))
+    }
+
+    /// Takes a descriptor out, before it is closed: a duplicate would keep it registered otherwise (trap P13).
+    pub(crate) fn close(&self, fd: BorrowedFd<'_>, token: Token) {
+        // It fails only where the kernel has already forgotten the descriptor.
+        let _ = self.epoll.close(fd);
+        self.free(token);
+    }
+
+    fn free(&self, token: Token) {
+        let mut list = WakeList::default();
+        self.table.free(token, &mut list);
+        list.deliver();
+    }
+
+    /// The descriptor behind a token that is in use.
+    pub(crate) fn desc(&self, token: Token) -> &PollDesc {
+        self.table.get(token.index).expect("a token names a descriptor that exists")
+    }
+
+    /// Wakes every waiter; later operations and registrations are refused.
+    pub(crate) fn shut(&self) {
+        let mut list = WakeList::default();
+        self.table.shut_all(&mut list);
+        list.deliver();
+    }
+
+    /// Polls without waiting; steps back where another poll is under way. False: it did.
+    pub(crate) fn netpoll(&self, list: &mut WakeList) -> bool {
+        // Acquire pairs with the Release in `harvest`.
+        if self.polling.load(Ordering::Relaxed) || self.polling.swap(true, Ordering::Acquire) {
+            return false;
+        }
+        self.harvest(Wait::No, list);
+        true
+    }
+
+    /// Waits for events. Only the M that has the poller's place (idle.rs) calls this.
+    pub(crate) fn netpoll_block(&self, wait: Wait, list: &mut WakeList) {
+        let mut turn = 0;
+        // Acquire as above. Whoever holds it does not wait.
+        while self.polling.swap(true, Ordering::Acquire) {
+            turn += 1;
+            spin(turn);
+        }
+        self.harvest(wait, list);
+    }
+
+    /// With `polling` held: one call of the backend.
+    fn harvest(&self, wait: Wait, list: &mut WakeList) {
+        let result = self.events.with_mut(|events| {
+            // SAFETY: `polling` is held.
+            let events = unsafe { &mut (*events).0 };
+            self.epoll.poll(events, wait, |event| match event {
+                Event::Break => self.brk.harvested(),
+                Event::Ready { token, read, write, cut } => {
+                    let Some(desc) = self.table.get(token.index) else { return };
+                    if read {
+                        desc.read.edge(token.fdseq, cut, list);
+                    }
+                    if write {
+                        desc.write.edge(token.fdseq, false, list);
+                    }
+                }
+            })
+        });
+        self.polled.store(true, Ordering::Relaxed);
+        // Release pairs with the Acquire of the next poll.
+        self.polling.store(false, Ordering::Release);
+        self.keep_batons(list);
+        // ENOMEM can end a wait; EBADF and EINVAL would be a bug of this file.
+        if let Err(error) = result {
+            assert!(error.raw_os_error() == Some(libc::ENOMEM), "gopark: epoll failed: {error}");
+        }
+    }
+
+    /// Ends the wait of the M that blocks here, with one write at most per sleep. Go's `netpollBreak`.
+    pub(crate) fn netpoll_break(&self) {
+        if self.brk.send() {
+            self.epoll.wake().expect("gopark: an eventfd takes a write");
+        }
+    }
+
+    /// Says until when the poller will sleep. Before it looks at the timers, with `u64::MAX`; then with what it found.
+    pub(crate) fn set_poll_until(&self, when: u64) {
+        self.poll_until.store(when, Ordering::Relaxed);
+    }
+
+    /// A timer was added: ends the wait of a poller that would sleep past it. Go's `wakeNetPoller`.
+    pub(crate) fn wake_net_poller(&self, when: u64) {
+        // The caller's fence(SeqCst) lies between its timer and this load; the poller's between its store and its look
+        // at the timers: one of the two sees the other.
+        if self.poll_until.load(Ordering::Relaxed) > when {
+            self.netpoll_break();
+        }
+    }
+
+    /// Has anybody polled since the last call, or does somebody now?
+    pub(crate) fn take_polled(&self) -> bool {
+        self.polled.swap(false, Ordering::Relaxed) || self.polling.load(Ordering::Relaxed)
+    }
+
+    /// Puts a list's batons where the next M that would go idle finds them.
+    pub(crate) fn keep_batons(&self, list: &mut WakeList) {
+        if !list.batons.is_empty() {
+            let mut batons = self.batons.lock();
+            batons.append(&mut list.batons);
+            self.baton_count.store(batons.len(), Ordering::Relaxed);
+        }
+    }
+
+    /// Looks again at the slots where one waiter was chosen and others wait. What it finds is in the list.
+    pub(crate) fn pass_batons(&self, list: &mut WakeList) {
+        if self.baton_count.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let batons = {
+            let mut batons = self.batons.lock();
+            self.baton_count.store(0, Ordering::Relaxed);
+            std::mem::take(&mut *batons)
+        };
+        for baton in batons {
+            if let Some(slot) = self.table.slot(baton) {
+                slot.pass(baton.fdseq, list);
+            }
+        }
+        self.keep_batons(list);
+    }
+}

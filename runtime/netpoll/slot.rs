@@ -1,0 +1,429 @@
+//! One direction of a [`PollDesc`](super::desc::PollDesc): Go's `rg` or `wg` (runtime/netpoll.go), for many waiters.
+//!
+//! Go keeps one word: nil, ready, wait, or the goroutine. Here a direction may have any number of waiters, of any
+//! executor, so the word holds flags, and the waiters lie beside it, under the word's lock bit.
+//!
+//! ```text
+//!                    begin: before a system call                   arm: nothing was there
+//!        READY|TRY ───────────────────────────────▶ NIL ──────────────────────────────────▶ WAIT
+//!            ▲                                       │ ▲                                      │
+//!            │ finish(left): the call did not drain  │ │                  edge: choose one,   │
+//!            ├───────────────────────────────────────┘ └── begin ── READY ◀──────────────────┘
+//!            └── edge: the kernel has news
+//! ```
+//!
+//! | bit | meaning | set by | cleared by |
+//! |---|---|---|---|
+//! | READY | the kernel may have something | `edge`, `finish` | `begin` |
+//! | TRY | nothing is known yet: an operation tries, `readable` waits | `open` | `begin` |
+//! | LOCK | somebody works on the waiters | `lock`, `edge` | `unlock` |
+//! | WAIT | there are waiters that nobody has chosen | `unlock` | `unlock` |
+//! | TURN | an edge came while the lock was held: its holder chooses | `edge` | `unlock` |
+//! | CUT | a short read proves nothing any more (traps P14, P25) | `edge` | `open` |
+//! | CLOSED, GONE | operations are refused: the socket was closed, its runtime is gone | `shut` | `open` |
+//!
+//! The upper half of the word is the generation (Go's `fdseq`), so that an event for an earlier socket changes nothing,
+//! decided by the same atomic operation that would have changed it (trap P1).
+//!
+//! **The turn.** An edge chooses the first waiter. Whoever was chosen and leaves something in the kernel, or is dropped
+//! before it tried, chooses the next (`finish`, `leave`). A chosen future may also never be polled again (trap P23):
+//! so an edge that leaves others waiting also leaves a [`Baton`], and `pass` looks once more before an M goes idle.
+
+use crate::runtime::sync::{AtomicU64, Ordering, UnsafeCell, spin};
+use crate::runtime::task;
+use crate::runtime::wake_list::{Baton, WakeList};
+use std::collections::VecDeque;
+use std::task::Waker;
+
+const READY: u64 = 1;
+const TRY: u64 = 1 << 1;
+const LOCK: u64 = 1 << 2;
+const WAIT: u64 = 1 << 3;
+const TURN: u64 = 1 << 4;
+const CUT: u64 = 1 << 5;
+const CLOSED: u64 = 1 << 6;
+const GONE: u64 = 1 << 7;
+const SHUT: u64 = CLOSED | GONE;
+const FDSEQ: u32 = 32;
+
+/// Release: the unlocker publishes the waiters. Pairs with the Acquire of `lock` and of `edge`.
+const UNLOCK: Ordering =
+    if cfg!(gopark_mutant = "slot_unlock_relaxed") { Ordering::Relaxed } else { Ordering::Release };
+
+/// Why a slot takes no more operations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shut {
+    Closed,
+    Gone,
+}
+
+/// What `open` takes for known about a direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Start {
+    /// Nothing: an operation tries first.
+    Try,
+    /// The kernel will tell by an edge.
+    Nil,
+}
+
+/// May an operation make its system call?
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub(crate) enum Begin {
+    /// Yes, and `finish` must follow. `cut`: that the call ends short does not show that the kernel has no more.
+    Go {
+        cut: bool,
+    },
+    /// The kernel had nothing when last asked: `arm`.
+    Nil,
+    Shut(Shut),
+}
+
+/// A waiting operation's name in the slot; 0 while it does not wait.
+pub(crate) type Ticket = u32;
+
+/// Who waits.
+#[derive(Debug)]
+pub(crate) enum Waiter<'a> {
+    /// One operation, which calls `leave` at its end. One turn wakes one of them.
+    Op(&'a mut Ticket),
+    /// A `poll_*` method, which has no end: every distinct waker is kept, and a turn wakes all of them.
+    Poll,
+}
+
+/// The ticket of all `Waiter::Poll`.
+const POLL: Ticket = u32::MAX;
+
+#[derive(Debug)]
+struct Entry {
+    ticket: Ticket,
+    waker: Waker,
+}
+
+#[derive(Debug)]
+struct Waiters {
+    /// The head of the queue, if `armed`; else a waker of one of gopark's own tasks, kept for when it waits again,
+    /// which then costs no reference count.
+    first: Option<Entry>,
+    armed: bool,
+    more: Option<Box<VecDeque<Entry>>>,
+    tickets: Ticket,
+}
+
+/// One direction of one descriptor.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    word: AtomicU64,
+    waiters: UnsafeCell<Waiters>,
+    /// See [`Baton::slot`].
+    id: u32,
+}
+
+// SAFETY: `waiters` is touched only by whoever holds the LOCK bit.
+unsafe impl Sync for Slot {}
+
+impl Slot {
+    pub(crate) fn new(id: u32) -> Self {
+        let waiters = Waiters { first: None, armed: false, more: None, tickets: 0 };
+        Slot { word: AtomicU64::new(CLOSED), waiters: UnsafeCell::new(waiters), id }
+    }
+
+    /// Takes the slot into use for generation `fdseq`. The caller owns the descriptor alone.
+    pub(crate) fn open(&self, fdseq: u32, start: Start) {
+        let flags = if start == Start::Try { TRY } else { 0 };
+        // Release pairs with the Acquire of whoever comes by way of the descriptor's token.
+        self.word.store(u64::from(fdseq) << FDSEQ | flags, Ordering::Release);
+    }
+
+    /// Before a system call: NIL first, so that an edge that comes during the call is not lost.
+    #[inline]
+    pub(crate) fn begin(&self) -> Begin {
+        let word = self.word.load(Ordering::Acquire);
+        if word & (READY | TRY | SHUT) == 0 {
+            return Begin::Nil;
+        }
+        if let Some(shut) = shut_of(word) {
+            return Begin::Shut(shut);
+        }
+        // AcqRel orders the clearing before the call and after the edge that set it.
+        let word = self.word.fetch_and(!(READY | TRY), Ordering::AcqRel);
+        // One operation at a time: who finds it taken waits, and is chosen if the other leaves something.
+        if word & (READY | TRY) == 0 { Begin::Nil } else { Begin::Go { cut: word & CUT != 0 } }
+    }
+
+    /// After a system call. `left`: the kernel may have more, so the next waiter has its turn.
+    #[inline]
+    pub(crate) fn finish(&self, left: bool, list: &mut WakeList) {
+        if left {
+            self.news(None, 0, list);
+        }
+    }
+
+    /// Is an operation worth trying? Observes only.
+    pub(crate) fn ready(&self) -> Result<bool, Shut> {
+        let word = self.word.load(Ordering::Acquire);
+        shut_of(word).map_or(Ok(word & READY != 0), Err)
+    }
+
+    /// Queues a waiter. False: there is news (`also_try` counts a fresh slot as news), so look again instead.
+    pub(crate) fn arm(&self, waiter: Waiter<'_>, waker: &Waker, also_try: bool, list: &mut WakeList) -> bool {
+        let own = task::from_waker(waker).is_some();
+        // A foreign waker's clone may run anything, so it is made before the lock; an own one only counts.
+        let foreign = if own { None } else { Some(waker.clone()) };
+        let word = self.lock();
+        let news = READY | SHUT | if also_try { TRY } else { 0 };
+        if word & news != 0 && !cfg!(gopark_mutant = "slot_arm_no_recheck") {
+            list.drop_later(foreign);
+            self.unlock(list);
+            return false;
+        }
+        // SAFETY: this thread holds the lock.
+        self.waiters.with_mut(|w| unsafe { &mut *w }.add(waiter, waker, foreign, list));
+        self.unlock(list);
+        true
+    }
+
+    /// An operation that waited has come to its end: its entry goes. If it was `dropped` after it had been chosen, its
+    /// turn goes to the next (trap P22).
+    pub(crate) fn leave(&self, ticket: &mut Ticket, dropped: bool, list: &mut WakeList) {
+        let ticket = std::mem::take(ticket);
+        // Acquire pairs with `unlock`. Nobody waits: so this one was chosen, and there is none to pass the turn to.
+        if ticket == 0 || self.word.load(Ordering::Acquire) & (WAIT | LOCK) == 0 {
+            return;
+        }
+        let word = self.lock();
+        // SAFETY: this thread holds the lock.
+        let was_chosen = self.waiters.with_mut(|w| !unsafe { &mut *w }.remove(ticket, list));
+        if dropped && was_chosen && word & READY != 0 {
+            self.choose(word, list);
+        }
+        self.unlock(list);
+    }
+
+    /// A baton of generation `fdseq`: gives the turn to the next waiter, if something is left and somebody waits.
+    pub(crate) fn pass(&self, fdseq: u32, list: &mut WakeList) {
+        let word = self.lock();
+        if word & READY != 0 && fdseq == fdseq_of(word) {
+            self.choose(word, list);
+        }
+        self.unlock(list);
+    }
+
+    /// The kernel has news for generation `fdseq`. `cut`: see the table.
+    pub(crate) fn edge(&self, fdseq: u32, cut: bool, list: &mut WakeList) {
+        self.news(Some(fdseq), if cut { CUT } else { 0 }, list);
+    }
+
+    /// Sets READY and chooses a waiter. Whoever holds the lock meanwhile finds TURN, and chooses in this one's place.
+    fn news(&self, fdseq: Option<u32>, flags: u64, list: &mut WakeList) {
+        let mut word = self.word.load(Ordering::Relaxed);
+        while fdseq.is_none_or(|seq| seq == fdseq_of(word)) {
+            let next = word | READY | flags;
+            let next = match word & (WAIT | LOCK) {
+                0 => next,
+                WAIT => next | LOCK,
+                _ => next | TURN,
+            };
+            // AcqRel: Release hands the news to `begin`; Acquire takes the waiters from `unlock`.
+            match self.word.compare_exchange_weak(word, next, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) if word & (WAIT | LOCK) == WAIT => {
+                    self.choose(next, list);
+                    return self.unlock(list);
+                }
+                Ok(_) => return,
+                Err(now) => word = now,
+            }
+        }
+    }
+
+    /// Refuses operations from now on and wakes everybody.
+    pub(crate) fn shut(&self, how: Shut, list: &mut WakeList) {
+        self.lock();
+        let flag = if how == Shut::Closed { CLOSED } else { GONE };
+        // AcqRel: whoever is woken by this sees the flag.
+        self.word.fetch_or(flag, Ordering::AcqRel);
+        // SAFETY: this thread holds the lock.
+        self.waiters.with_mut(|w| unsafe { &mut *w }.take_all(list));
+        self.unlock(list);
+    }
+
+    /// Ends the generation: late events pass by, kept wakers go. Nobody borrows the descriptor any more.
+    pub(crate) fn retire(&self, list: &mut WakeList) {
+        let word = self.lock();
+        // SAFETY: this thread holds the lock.
+        self.waiters.with_mut(|w| unsafe {
+            (*w).take_all(list);
+            list.drop_later((*w).first.take().map(|e| e.waker));
+            (*w).more = None;
+        });
+        let next = u64::from(fdseq_of(word).wrapping_add(1)) << FDSEQ | CLOSED;
+        // Release: as `unlock`. An edge that set bits since then belonged to the generation that ends here.
+        self.word.store(next, Ordering::Release);
+    }
+
+    /// Takes the lock; returns the word as it was.
+    fn lock(&self) -> u64 {
+        let mut turn = 0;
+        loop {
+            let word = self.word.load(Ordering::Relaxed);
+            // Acquire pairs with `unlock`.
+            if word & LOCK == 0
+                && self.word.compare_exchange_weak(word, word | LOCK, Ordering::Acquire, Ordering::Relaxed).is_ok()
+            {
+                return word;
+            }
+            turn += 1;
+            spin(turn);
+        }
+    }
+
+    /// Gives the lock back, and serves the edges that came meanwhile.
+    fn unlock(&self, list: &mut WakeList) {
+        let mut served = false;
+        let mut word = self.word.load(Ordering::Relaxed);
+        loop {
+            if word & TURN != 0 && !served {
+                self.choose(word, list);
+                served = true;
+            }
+            // SAFETY: this thread still holds the lock.
+            let waiting = self.waiters.with(|w| !unsafe { &*w }.is_empty());
+            let next = word & !(LOCK | TURN | WAIT) | if waiting { WAIT } else { 0 };
+            match self.word.compare_exchange_weak(word, next, UNLOCK, Ordering::Relaxed) {
+                Ok(_) => return,
+                Err(now) => word = now,
+            }
+        }
+    }
+
+    /// Under the lock: wakes the first operation and all `poll_*`; leaves a baton where others go on waiting.
+    fn choose(&self, word: u64, list: &mut WakeList) {
+        // SAFETY: this thread holds the lock.
+        let others = self.waiters.with_mut(|w| {
+            let waiters = unsafe { &mut *w };
+            waiters.take_turn(list);
+            !waiters.is_empty()
+        });
+        if others {
+            list.batons.push(Baton { slot: self.id, fdseq: fdseq_of(word) });
+        }
+    }
+}
+
+fn shut_of(word: u64) -> Option<Shut> {
+    match word & SHUT {
+        0 => None,
+        flags if flags & CLOSED != 0 => Some(Shut::Closed),
+        _ => Some(Shut::Gone),
+    }
+}
+
+fn fdseq_of(word: u64) -> u32 {
+    (word >> FDSEQ) as u32
+}
+
+impl Waiters {
+    fn is_empty(&self) -> bool {
+        !self.armed && self.more.as_ref().is_none_or(|m| m.is_empty())
+    }
+
+    fn add(&mut self, waiter: Waiter<'_>, waker: &Waker, foreign: Option<Waker>, list: &mut WakeList) {
+        // An operation that was chosen, tried, and found nothing, keeps its place at the front.
+        let (ticket, front) = match waiter {
+            Waiter::Poll => (POLL, false),
+            Waiter::Op(ticket) if *ticket != 0 => (*ticket, true),
+            Waiter::Op(ticket) => {
+                self.tickets = if self.tickets >= POLL - 1 { 1 } else { self.tickets + 1 };
+                *ticket = self.tickets;
+                (*ticket, false)
+            }
+        };
+        let same = |e: &&mut Entry| e.ticket == ticket && (ticket != POLL || e.waker.will_wake(waker));
+        let armed = self.first.as_mut().filter(|_| self.armed);
+        if let Some(entry) = armed.into_iter().chain(self.more.iter_mut().flat_map(|m| m.iter_mut())).find(same) {
+            if entry.waker.will_wake(waker) {
+                list.drop_later(foreign);
+            } else {
+                let new = foreign.unwrap_or_else(|| waker.clone());
+                list.drop_later(Some(std::mem::replace(&mut entry.waker, new)));
+            }
+            return;
+        }
+        let more_empty = self.more.as_ref().is_none_or(|m| m.is_empty());
+        if !self.armed && (front || more_empty) {
+            match &mut self.first {
+                Some(kept) if kept.waker.will_wake(waker) => {
+                    kept.ticket = ticket;
+                    list.drop_later(foreign);
+                }
+                first => {
+                    let new = Entry { ticket, waker: foreign.unwrap_or_else(|| waker.clone()) };
+                    list.drop_later(first.replace(new).map(|e| e.waker));
+                }
+            }
+            self.armed = true;
+            return;
+        }
+        let entry = Entry { ticket, waker: foreign.unwrap_or_else(|| waker.clone()) };
+        let more = self.more.get_or_insert_default();
+        if front {
+            // The head is armed here: it moves on by one place.
+            more.extend(self.first.replace(entry));
+            more.rotate_right(1);
+        } else {
+            more.push_back(entry);
+        }
+    }
+
+    /// Takes out a waiting operation. False: it does not wait, so it was chosen.
+    fn remove(&mut self, ticket: Ticket, list: &mut WakeList) -> bool {
+        if self.armed && self.first.as_ref().is_some_and(|e| e.ticket == ticket) {
+            self.armed = false;
+            return true;
+        }
+        let Some(more) = &mut self.more else { return false };
+        let Some(at) = more.iter().position(|e| e.ticket == ticket) else { return false };
+        list.drop_later(more.remove(at).map(|e| e.waker));
+        true
+    }
+
+    /// Wakes the first operation and every `poll_*`.
+    fn take_turn(&mut self, list: &mut WakeList) {
+        let mut op_chosen = false;
+        if self.armed {
+            op_chosen = self.first.as_ref().is_some_and(|e| e.ticket != POLL);
+            self.wake_first(list);
+        }
+        let Some(more) = &mut self.more else { return };
+        let mut at = 0;
+        while at < more.len() {
+            if more[at].ticket == POLL || !op_chosen {
+                op_chosen |= more[at].ticket != POLL;
+                if let Some(entry) = more.remove(at) {
+                    list.wake(entry.waker);
+                }
+            } else {
+                at += 1;
+            }
+        }
+    }
+
+    fn take_all(&mut self, list: &mut WakeList) {
+        if self.armed {
+            self.wake_first(list);
+        }
+        for entry in self.more.iter_mut().flat_map(|m| m.drain(..)) {
+            list.wake(entry.waker);
+        }
+    }
+
+    /// Wakes the armed head. An own task's waker stays for its next wait.
+    fn wake_first(&mut self, list: &mut WakeList) {
+        self.armed = false;
+        if self.first.as_ref().is_some_and(|e| !list.wake_own(&e.waker)) {
+            if let Some(entry) = self.first.take() {
+                list.wake(entry.waker);
+            }
+        }
+    }
+}

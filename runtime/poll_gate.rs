@@ -1,0 +1,168 @@
+//! The few calls of the netpoller that `net` may make: Go's `internal/poll.runtime_poll*`.
+
+use super::netpoll::Netpoll;
+use super::netpoll::desc::{PollDesc, Token};
+use super::netpoll::slot::{Shut, Slot};
+use super::runtime::Handle;
+use super::wake_list::WakeList;
+use std::fmt;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::task::Waker;
+
+pub(crate) use super::netpoll::slot::{Begin, Start, Ticket, Waiter};
+
+/// Which of a descriptor's slots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    Read,
+    Write,
+    /// Not a direction: the lock of `write_all`.
+    WriteLock,
+}
+
+/// A descriptor's registration with a netpoller, which it keeps alive.
+pub(crate) struct Gate {
+    netpoll: Arc<Netpoll>,
+    /// Stays where it is while `netpoll` lives.
+    desc: NonNull<PollDesc>,
+    token: Token,
+}
+
+// SAFETY: `desc` is a shared borrow of a Sync type, valid for as long as `netpoll` is held.
+unsafe impl Send for Gate {}
+// SAFETY: as above.
+unsafe impl Sync for Gate {}
+
+/// What an operation gets whose runtime is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RuntimeGone(());
+
+impl fmt::Display for RuntimeGone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "the socket's runtime has been shut down; keep the Runtime alive for as long as its sockets are used",
+        )
+    }
+}
+
+impl std::error::Error for RuntimeGone {}
+
+/// What an operation gets on a socket that was closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Closed(());
+
+impl fmt::Display for Closed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the socket was closed by a call of `close`")
+    }
+}
+
+impl std::error::Error for Closed {}
+
+fn shut_error(shut: Shut) -> io::Error {
+    match shut {
+        Shut::Closed => io::Error::new(io::ErrorKind::NotConnected, Closed(())),
+        Shut::Gone => io::Error::other(RuntimeGone(())),
+    }
+}
+
+/// May an operation make its system call?
+pub(crate) enum Admission {
+    /// Yes; `cut` as in [`Begin`].
+    Go {
+        cut: bool,
+    },
+    /// There was nothing when last asked.
+    Wait,
+    No(io::Error),
+}
+
+impl Gate {
+    /// Registers a descriptor with the current runtime. Go's `runtime_pollOpen`.
+    pub(crate) fn open(fd: BorrowedFd<'_>, read: Start, write: Start) -> io::Result<Gate> {
+        let netpoll = Handle::netpoll("a socket");
+        match netpoll.open(fd, read, write)? {
+            None => Err(shut_error(Shut::Gone)),
+            Some(token) => {
+                let desc = NonNull::from(netpoll.desc(token));
+                Ok(Gate { netpoll, desc, token })
+            }
+        }
+    }
+
+    /// Ends the registration, before the descriptor is closed. Go's `runtime_pollClose`.
+    pub(crate) fn close(&self, fd: BorrowedFd<'_>) {
+        self.netpoll.close(fd, self.token);
+    }
+
+    /// Refuses every operation from now on and wakes all that wait. Go's `runtime_pollUnblock`.
+    pub(crate) fn unblock(&self) {
+        // SAFETY: see `slot`.
+        self.serve(|list| unsafe { self.desc.as_ref() }.shut(Shut::Closed, list));
+    }
+
+    #[inline]
+    pub(crate) fn begin(&self, side: Side) -> Admission {
+        match self.slot(side).begin() {
+            Begin::Go { cut } => Admission::Go { cut },
+            Begin::Nil => Admission::Wait,
+            Begin::Shut(shut) => Admission::No(shut_error(shut)),
+        }
+    }
+
+    /// After the system call. `left`: it did not drain the kernel.
+    #[inline]
+    pub(crate) fn finish(&self, side: Side, left: bool) {
+        if left {
+            self.serve(|list| self.slot(side).finish(true, list));
+        }
+    }
+
+    /// Is there anything to try for? Observes only.
+    pub(crate) fn ready(&self, side: Side) -> io::Result<bool> {
+        self.slot(side).ready().map_err(shut_error)
+    }
+
+    /// Go's `runtime_pollWait`, to be polled: false if there is news, so that the caller looks again.
+    pub(crate) fn arm(&self, side: Side, waiter: Waiter<'_>, waker: &Waker, also_try: bool) -> bool {
+        self.serve(|list| self.slot(side).arm(waiter, waker, also_try, list))
+    }
+
+    pub(crate) fn leave(&self, side: Side, ticket: &mut Ticket, dropped: bool) {
+        if *ticket != 0 {
+            self.serve(|list| self.slot(side).leave(ticket, dropped, list));
+        }
+    }
+
+    /// Does something to a slot, and wakes whom it chose.
+    #[inline]
+    fn serve<R>(&self, f: impl FnOnce(&mut WakeList) -> R) -> R {
+        let mut list = WakeList::default();
+        let result = f(&mut list);
+        if !list.is_empty() {
+            self.netpoll.keep_batons(&mut list);
+            list.deliver();
+        }
+        result
+    }
+
+    #[inline]
+    fn slot(&self, side: Side) -> &Slot {
+        // SAFETY: descriptors are type-stable: they live as long as the netpoller, which is held.
+        let desc = unsafe { self.desc.as_ref() };
+        match side {
+            Side::Read => &desc.read,
+            Side::Write => &desc.write,
+            Side::WriteLock => &desc.write_lock,
+        }
+    }
+}
+
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gate").field("token", &self.token).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,356 @@
+//! How an M finds its next task: Go's `findRunnable`, cut into the steps it is made of.
+
+use super::{M, Orders, Sched};
+use crate::runtime::idle::{Back, PId, Role};
+use crate::runtime::netpoll::Wait;
+use crate::runtime::sync::fence;
+use crate::runtime::task::G;
+use crate::runtime::timer::NEVER;
+use crate::runtime::wake_list::WakeList;
+use std::cell::Cell;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// Every so many tasks an M looks at the clock, and at what is not in its own queue. Go's number.
+const CHECK_TICKS: u32 = 61;
+/// It looks more often if that many tasks take longer than this.
+const CHECK_NS: u64 = 500_000;
+/// Tasks that may come from the run-next slot in a row while others wait (trap S2).
+const STREAK: u32 = 3;
+/// A harvest wakes another M if it holds more work than this one does in so long a time.
+const BACKLOG_NS: u64 = 1_000_000;
+
+/// When an M looks up from its queue, and what it saw last time.
+#[derive(Default)]
+pub(super) struct Check {
+    /// The tick at which it is due.
+    at: Cell<u32>,
+    /// It is due now, and the network is to be asked.
+    urgent: Cell<bool>,
+    /// The tick and the time from which the present stretch of work is measured.
+    since: Cell<Option<(u32, u64)>>,
+    /// Nanoseconds that a task took, on average, in the last stretch.
+    cost: Cell<u64>,
+}
+
+impl Check {
+    /// A task has used up its budget: others may have waited for a while.
+    pub(super) fn soon(&self) {
+        self.urgent.set(true);
+    }
+
+    fn is_due(&self, tick: u32) -> bool {
+        // Ticks wrap.
+        self.urgent.get() || tick.wrapping_sub(self.at.get()) as i32 >= 0
+    }
+
+    /// Begins a stretch of work; returns how long the last one took, 0 if there was none.
+    fn begin(&self, tick: u32, now: u64) -> u64 {
+        let elapsed = self.end(tick, || now);
+        self.since.set(Some((tick, now)));
+        elapsed
+    }
+
+    /// The work is done, or too little to be worth a look at the clock. The next look is a full interval away.
+    fn end(&self, tick: u32, now: impl FnOnce() -> u64) -> u64 {
+        let mut elapsed = 0;
+        if let Some((first, since)) = self.since.take() {
+            elapsed = now().saturating_sub(since);
+            if tick != first {
+                self.cost.set(elapsed / u64::from(tick.wrapping_sub(first)));
+            }
+        }
+        let ticks = (CHECK_NS / self.cost.get().max(1)).clamp(1, CHECK_TICKS.into());
+        self.at.set(tick.wrapping_add(ticks as u32));
+        elapsed
+    }
+}
+
+impl M {
+    /// The next task to run. `None`: the runtime ends.
+    pub(super) fn find_runnable(&self) -> Option<G> {
+        loop {
+            if self.sched.stopping() {
+                return None;
+            }
+            let Some(p) = self.p.get() else {
+                if !self.rest_without_p() {
+                    return None;
+                }
+                continue;
+            };
+            let g = self.check_around().or_else(|| self.next_local()).or_else(|| self.next_beyond());
+            if g.is_some() {
+                return g;
+            }
+            match self.go_idle(p) {
+                Idled::Found(g) => return Some(g),
+                Idled::Again => {}
+                Idled::Exit => return None,
+            }
+        }
+    }
+
+    /// Now and then: expired timers, the network, one task of the global queue. Nothing here may starve while the
+    /// local queue has work (trap S6).
+    fn check_around(&self) -> Option<G> {
+        let tick = self.tick.get();
+        let p = self.p()?;
+        if !self.check.is_due(tick) && !p.attention.load(Ordering::Relaxed) {
+            return None;
+        }
+        p.attention.store(false, Ordering::Relaxed);
+        let now = self.sched.now();
+        let elapsed = self.check.begin(tick, now);
+        let list = &mut *self.list.borrow_mut();
+        self.sched.expire_timers(now, list);
+        if self.check.urgent.take() || elapsed >= CHECK_NS {
+            // "False" is as good: another M polls.
+            self.sched.netpoll.netpoll(list);
+        }
+        // Behind what waits already.
+        self.queue_all(list);
+        self.sched.global.pop()
+    }
+
+    /// The run-next slot, then the local queue.
+    fn next_local(&self) -> Option<G> {
+        let streak = self.streak.get();
+        if streak < STREAK {
+            if let Some(g) = self.shared.remote.take_next() {
+                self.streak.set(streak + 1);
+                return Some(g);
+            }
+        }
+        self.streak.set(0);
+        self.local.pop(&self.sched.global).or_else(|| self.shared.remote.take_next())
+    }
+
+    /// With nothing of its own: the global queue, due timers, other Ms' queues, slots whose turn got lost.
+    fn next_beyond(&self) -> Option<G> {
+        if !self.sched.global.is_empty() {
+            // Go's share: as much as each P would get.
+            let share = self.sched.global.len() / self.sched.ps().len() + 1;
+            self.local.refill(&self.sched.global, share.min(128));
+            if let Some(g) = self.local.pop(&self.sched.global) {
+                return Some(g);
+            }
+        }
+        let next = self.sched.next_timer();
+        if next != NEVER {
+            let now = self.sched.now();
+            if next <= now {
+                let list = &mut *self.list.borrow_mut();
+                self.sched.expire_timers(now, list);
+                if let Some(g) = self.take_first(list) {
+                    return Some(g);
+                }
+            }
+        }
+        if let Some(g) = self.steal_work() {
+            return Some(g);
+        }
+        let list = &mut *self.list.borrow_mut();
+        self.sched.netpoll.pass_batons(list);
+        self.take_first(list)
+    }
+
+    /// Four rounds over the other Ms in random order; their run-next slots only in the last. Go's `stealWork`.
+    fn steal_work(&self) -> Option<G> {
+        let sched = &*self.sched;
+        let ps = sched.ps();
+        if sched.idle.idle_ps() as usize + 1 >= ps.len() {
+            return None;
+        }
+        if !self.spinning.get() {
+            if !sched.idle.start_spinning() {
+                return None;
+            }
+            self.spinning.set(true);
+        }
+        for round in 0..4 {
+            let start = self.random() as usize;
+            for i in 0..ps.len() {
+                let p = &ps[(start + i) % ps.len()];
+                let Some(remote) = p.remote().filter(|r| !std::ptr::eq(*r, &self.shared.remote)) else { continue };
+                if let Some(g) = self.local.steal(remote) {
+                    return Some(g);
+                }
+                if round == 3 {
+                    if let Some(g) = remote.take_next() {
+                        return Some(g);
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// Gives the P back, looks at everything once more, then waits: in the network if no other M does, parked if one
+    /// does.
+    fn go_idle(&self, p: PId) -> Idled {
+        let sched = &*self.sched;
+        self.check.end(self.tick.get(), || sched.now());
+        let spinning = self.spinning.take();
+        self.clear_holder();
+        self.p.set(None);
+        let role = sched.idle.release(self.shared.id, p, spinning);
+        if role == Role::Exit {
+            return Idled::Exit;
+        }
+        let mut when = NEVER;
+        if role == Role::Poll {
+            sched.netpoll.set_poll_until(NEVER);
+            // Pairs with the fence of `TimerHeap::insert`: either that sees the poller, or this sees the timer.
+            fence(Ordering::SeqCst);
+            when = sched.next_timer();
+            sched.netpoll.set_poll_until(when);
+        }
+        if sched.work_waiting() || sched.blocking.is_waiting() || sched.stopping() {
+            if let Some(p) = sched.idle.retract(self.shared.id, role) {
+                sched.netpoll.set_poll_until(0);
+                self.take_p(p, true);
+                if sched.blocking.is_waiting() {
+                    // No thread could be started for it.
+                    self.drop_p();
+                    sched.run_blocking();
+                    self.retake_p();
+                }
+                return Idled::Again;
+            }
+        }
+        match role {
+            Role::Poll => self.wait_in_network(when),
+            _ => self.wait_parked(),
+        }
+    }
+
+    fn wait_parked(&self) -> Idled {
+        self.shared.parker.park();
+        let orders = Orders::unpack(self.shared.orders.load(Ordering::Relaxed));
+        if self.follow(orders) { Idled::Again } else { Idled::Exit }
+    }
+
+    fn wait_in_network(&self, when: u64) -> Idled {
+        let sched = &*self.sched;
+        let wait = match when {
+            NEVER => Wait::Ever,
+            when => match when.saturating_sub(sched.now()) {
+                0 => Wait::No,
+                ns => Wait::For(Duration::from_nanos(ns)),
+            },
+        };
+        let list = &mut *self.list.borrow_mut();
+        sched.netpoll.netpoll_block(wait, list);
+        sched.netpoll.set_poll_until(0);
+        match sched.idle.poller_back() {
+            Back::Spinning(p) => self.take_p(p, true),
+            Back::Running(p) => self.take_p(p, false),
+            Back::NoP => {
+                // Every P is busy; their Ms look at the global queue before they rest.
+                while let Some(g) = list.pop() {
+                    sched.route(g, |g| sched.global.push(g));
+                }
+                sched.wakep();
+                list.wake_foreign();
+                return Idled::Again;
+            }
+        }
+        if list.gs.len() > 1 {
+            self.check.begin(self.tick.get(), sched.now());
+        }
+        self.take_first(list).map_or(Idled::Again, Idled::Found)
+    }
+
+    /// Rests until somebody has a use for it; an idle P is use enough. False: the runtime ends.
+    fn rest_without_p(&self) -> bool {
+        match self.sched.idle.rest(self.shared.id) {
+            Ok(p) => {
+                self.take_p(p, false);
+                true
+            }
+            Err(Role::Exit) => false,
+            Err(Role::Poll) => {
+                // Nobody polls, though every P is busy: sysmon and the Ms between tasks do, so leave the place.
+                !matches!(self.wait_in_network_without_p(), Idled::Exit)
+            }
+            Err(Role::Park) => !matches!(self.wait_parked(), Idled::Exit),
+        }
+    }
+
+    /// The poller's place, taken by an M that has lost its P.
+    fn wait_in_network_without_p(&self) -> Idled {
+        let sched = &*self.sched;
+        sched.netpoll.set_poll_until(NEVER);
+        fence(Ordering::SeqCst);
+        let when = sched.next_timer();
+        sched.netpoll.set_poll_until(when);
+        match self.wait_in_network(when) {
+            Idled::Found(g) => {
+                self.requeue(g);
+                Idled::Again
+            }
+            other => other,
+        }
+    }
+
+    /// The first task of a harvest is this M's next; the rest are queued in order, and then foreign wakers run.
+    fn take_first(&self, list: &mut WakeList) -> Option<G> {
+        let sched = &*self.sched;
+        let mut first = None;
+        while let Some(g) = list.pop() {
+            if first.is_none() {
+                sched.route(g, |g| first = Some(g));
+            } else {
+                sched.route(g, |g| self.local.push(g, &sched.global));
+            }
+        }
+        self.share_backlog();
+        list.wake_foreign();
+        first
+    }
+
+    fn queue_all(&self, list: &mut WakeList) {
+        if list.is_empty() {
+            return;
+        }
+        while let Some(g) = list.pop() {
+            self.sched.route(g, |g| self.local.push(g, &self.sched.global));
+        }
+        self.share_backlog();
+        list.wake_foreign();
+    }
+
+    /// Wakes another M only if more is left than this one will soon run itself. Go wakes one for every task, which is
+    /// part of why it burns four times a C loop's CPU at light load.
+    fn share_backlog(&self) {
+        let backlog = self.local.len() as u64;
+        if backlog > 0 && backlog * self.check.cost.get() > BACKLOG_NS {
+            self.sched.wakep_if_handy();
+        }
+    }
+
+    /// xorshift64: the order in which to steal. Go's `cheaprand`.
+    fn random(&self) -> u64 {
+        let mut x = self.rng.get();
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        self.rng.set(x);
+        x
+    }
+}
+
+impl Sched {
+    /// Gives a harvested task to `here`, unless it is another runtime's.
+    pub(crate) fn route(&self, g: G, here: impl FnOnce(G)) {
+        if g.belongs_to(std::ptr::from_ref(self).cast()) { here(g) } else { g.submit() }
+    }
+}
+
+/// How an M's rest ended.
+enum Idled {
+    Found(G),
+    Again,
+    Exit,
+}

@@ -1,0 +1,489 @@
+//! The scheduler: Go's runtime/proc.go. **G** is a task, **M** a thread that runs tasks, **P** the right to run them.
+//!
+//! This file holds the three of them and the way a task comes in; `find.rs` is how an M finds the next task, `wake.rs`
+//! how Ms and Ps come together.
+//!
+//! Go keeps the run queue in the P. Here it belongs to the M: a crossbeam `Worker` has one owner, and a thread that is
+//! stuck in a task may call back into the runtime at any moment. So a P is a token with a timer heap; an M that gives
+//! its token away empties its queue first.
+
+mod find;
+mod wake;
+
+use super::idle::{Idle, MId, PId};
+use super::netpoll::Netpoll;
+use super::park::Parker;
+use super::queue::{Global, Local, Remote};
+use super::sync::{AtomicPtr, fence};
+use super::task::{self, G, JoinHandle, OwnedTasks, TaskInfo};
+use super::timer::{Inserted, Key, Timers};
+use super::wake_list::{WakeList, caught};
+use super::{blocking, budget};
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::io;
+use std::panic::Location;
+use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex, Weak};
+use std::task::Waker;
+use std::thread;
+use std::time::{Duration, Instant};
+
+pub(crate) use wake::{Orders, without_p};
+
+/// What a runtime was built with.
+pub(crate) struct Config {
+    pub(crate) procs: u32,
+    /// Threads beyond the Ps.
+    pub(crate) max_threads: usize,
+    pub(crate) thread_name: String,
+    pub(crate) stack_size: Option<usize>,
+    pub(crate) on_thread_start: Option<Box<dyn Fn() + Send + Sync>>,
+    pub(crate) on_thread_stop: Option<Box<dyn Fn() + Send + Sync>>,
+    pub(crate) on_task_panic: Option<PanicHook>,
+}
+
+pub(crate) type PanicHook = Box<dyn Fn(&TaskInfo, &(dyn Any + Send)) + Send + Sync>;
+
+/// One runtime: Go's `sched`, `allp` and `allm`.
+pub(crate) struct Sched {
+    this: Weak<Sched>,
+    pub(crate) idle: Idle,
+    pub(crate) global: Global,
+    ps: Box<[P]>,
+    /// Every M that was ever started; an M's id is its place here.
+    ms: Mutex<Vec<Arc<MShared>>>,
+    pub(crate) blocking: blocking::Queue,
+    owned: OwnedTasks,
+    clock: Clock,
+    pub(crate) netpoll: Arc<Netpoll>,
+    pub(crate) config: Config,
+    stopping: AtomicBool,
+    threads: Mutex<Threads>,
+    /// Signalled when the last thread is about to end.
+    ended: Condvar,
+}
+
+#[derive(Default)]
+struct Threads {
+    handles: Vec<thread::JoinHandle<()>>,
+    /// Ms that have not ended. The last one cleans up.
+    alive: usize,
+    ended: bool,
+}
+
+/// A P: what goes with the right to run.
+pub(crate) struct P {
+    /// Whose it is; null while it is idle. An M's shared part lives as long as the scheduler.
+    holder: AtomicPtr<MShared>,
+    /// Tasks run so far (Go's `schedtick`), by which sysmon sees whether one of them takes long.
+    pub(crate) schedtick: AtomicU32,
+    /// Sysmon asks the M to look at the clock, the network and the timers before its next task.
+    pub(crate) attention: AtomicBool,
+    timers: Arc<TimerHeap>,
+}
+
+/// A heap of timers together with the poller that sleeps until the first of them. What a sleep holds.
+pub(crate) struct TimerHeap {
+    timers: Timers,
+    clock: Clock,
+    netpoll: Arc<Netpoll>,
+}
+
+/// The runtime's nanoseconds, counted from its start.
+#[derive(Clone, Copy)]
+pub(crate) struct Clock(Instant);
+
+impl Clock {
+    pub(crate) fn now(self) -> u64 {
+        self.when(Instant::now())
+    }
+
+    /// The past is 0; what lies centuries ahead is as good as never, yet not `NEVER`.
+    pub(crate) fn when(self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.0).as_nanos()).unwrap_or(u64::MAX).min(u64::MAX - 1)
+    }
+}
+
+impl TimerHeap {
+    pub(crate) fn insert(&self, deadline: Instant, waker: &Waker) -> Option<Key> {
+        let when = self.clock.when(deadline);
+        match self.timers.insert(when, waker) {
+            Inserted::Gone => None,
+            Inserted::Waiting { key, earliest } => {
+                if earliest {
+                    // Pairs with the poller's fence between `set_poll_until` and its look at the timers.
+                    fence(Ordering::SeqCst);
+                    self.netpoll.wake_net_poller(when);
+                }
+                Some(key)
+            }
+        }
+    }
+
+    pub(crate) fn timers(&self) -> &Timers {
+        &self.timers
+    }
+}
+
+/// What others see of an M.
+pub(crate) struct MShared {
+    id: MId,
+    remote: Remote,
+    parker: Parker,
+    /// What the M is to do when it is unparked: [`Orders`], packed. Ordered by the parker's token.
+    orders: AtomicU32,
+}
+
+/// An M: a thread of the runtime. Lives on that thread's stack.
+pub(crate) struct M {
+    sched: Arc<Sched>,
+    shared: Arc<MShared>,
+    local: Local,
+    p: Cell<Option<PId>>,
+    spinning: Cell<bool>,
+    /// Tasks taken from the run-next slot in a row.
+    streak: Cell<u32>,
+    tick: Cell<u32>,
+    check: find::Check,
+    rng: Cell<u64>,
+    /// Empty between uses; kept for its storage.
+    list: RefCell<WakeList>,
+}
+
+thread_local! {
+    static CURRENT: Cell<*const M> = const { Cell::new(ptr::null()) };
+}
+
+/// The M that this thread is, if it is one.
+fn current<R>(f: impl FnOnce(Option<&M>) -> R) -> R {
+    // SAFETY: `M::main` sets the pointer for as long as its M lives, on this thread alone.
+    f(unsafe { CURRENT.get().as_ref() })
+}
+
+impl Sched {
+    pub(crate) fn new(config: Config) -> io::Result<Arc<Sched>> {
+        let clock = Clock(Instant::now());
+        let netpoll = Arc::new(Netpoll::new()?);
+        let heap = || Arc::new(TimerHeap { timers: Timers::new(), clock, netpoll: netpoll.clone() });
+        let p = |_| P {
+            holder: AtomicPtr::new(ptr::null_mut()),
+            schedtick: AtomicU32::new(0),
+            attention: AtomicBool::new(false),
+            timers: heap(),
+        };
+        // One more than there are Ps: the last has timers only, for threads without a P.
+        let ps = (0..=config.procs).map(p).collect();
+        Ok(Arc::new_cyclic(|this| Sched {
+            this: this.clone(),
+            idle: Idle::new(config.procs),
+            global: Global::new(),
+            ps,
+            ms: Mutex::default(),
+            blocking: blocking::Queue::new(),
+            owned: OwnedTasks::new(config.procs as usize),
+            clock,
+            netpoll,
+            config,
+            stopping: AtomicBool::new(false),
+            threads: Mutex::default(),
+            ended: Condvar::new(),
+        }))
+    }
+
+    /// Spawns a task, or a closure of `spawn_blocking`.
+    pub(crate) fn spawn<F>(
+        self: &Arc<Self>,
+        future: F,
+        blocking: bool,
+        at: &'static Location<'static>,
+    ) -> JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        let shard = current(|m| m.and_then(|m| m.p.get())).unwrap_or(self.config.procs);
+        let (g, handle) = task::spawn(future, self.clone(), shard as usize, blocking, at);
+        match g {
+            Some(g) if blocking => self.submit_blocking(g),
+            Some(g) => self.ready(g),
+            None => {}
+        }
+        handle
+    }
+
+    /// Queues a task that is to run: Go's `ready`.
+    pub(crate) fn ready(&self, g: G) {
+        current(|m| match m {
+            Some(m) if m.owns(self) => m.ready(g),
+            _ => {
+                self.global.push(g);
+                self.wakep();
+            }
+        });
+    }
+
+    pub(crate) fn ps(&self) -> &[P] {
+        &self.ps[..self.config.procs as usize]
+    }
+
+    /// The heap for timers that the calling thread makes.
+    pub(crate) fn timer_heap(&self) -> &Arc<TimerHeap> {
+        let p = current(|m| m.filter(|m| m.owns(self)).and_then(|m| m.p.get()));
+        &self.ps[p.unwrap_or(self.config.procs) as usize].timers
+    }
+
+    /// When the first timer of all is due.
+    pub(crate) fn next_timer(&self) -> u64 {
+        self.ps.iter().map(|p| p.timers.timers.next_when()).min().unwrap_or(super::timer::NEVER)
+    }
+
+    /// Ends every timer that is due.
+    pub(crate) fn expire_timers(&self, now: u64, list: &mut WakeList) {
+        for p in &self.ps {
+            p.timers.timers.expire(now, list);
+        }
+    }
+
+    /// Is there a task that an idle M could take?
+    pub(crate) fn work_waiting(&self) -> bool {
+        !self.global.is_empty() || self.ps().iter().any(|p| p.remote().is_some_and(|r| !r.is_empty()))
+    }
+
+    pub(crate) fn now(&self) -> u64 {
+        self.clock.now()
+    }
+
+    pub(crate) fn stopping(&self) -> bool {
+        // Relaxed: `stop` reaches every M that sleeps by a lock, a token or a break; one that runs sees it in time.
+        self.stopping.load(Ordering::Relaxed)
+    }
+
+    /// The runtime whose thread this is, if it is one's.
+    pub(crate) fn with_current<R>(f: impl FnOnce(Option<&Arc<Sched>>) -> R) -> R {
+        current(|m| f(m.map(|m| &m.sched)))
+    }
+
+    /// Is the calling thread one of this runtime's?
+    pub(crate) fn is_inside(&self) -> bool {
+        current(|m| m.is_some_and(|m| ptr::eq(&*m.sched, self)))
+    }
+
+    /// Runs a hook; a panic in it is its own affair (trap S23).
+    pub(crate) fn hook(hook: &Option<Box<dyn Fn() + Send + Sync>>) {
+        if let Some(hook) = hook {
+            caught(hook);
+        }
+    }
+
+    /// Asks every thread to end. Tasks that are in a poll finish it. May be called twice.
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        for m in self.idle.stop() {
+            self.order(m, Orders::Exit);
+        }
+        self.netpoll.netpoll_break();
+        self.idle.wake_sysmon();
+    }
+
+    /// After `stop`: waits until all threads are done, at most until `deadline`. Returns how many are not.
+    pub(crate) fn wait_ended(&self, deadline: Option<Instant>) -> usize {
+        let mut threads = self.threads.lock().expect("no panic under this lock");
+        while !threads.ended {
+            let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
+            threads = match left {
+                Some(Duration::ZERO) => return threads.alive,
+                Some(left) => self.ended.wait_timeout(threads, left).expect("no panic under this lock").0,
+                None => self.ended.wait(threads).expect("no panic under this lock"),
+            };
+        }
+        let handles = std::mem::take(&mut threads.handles);
+        drop(threads);
+        for handle in handles {
+            // They have nothing left to do; and no panic leaves an M.
+            let _ = handle.join();
+        }
+        0
+    }
+
+    /// The last M drops what is left: Go has no counterpart, since a Go program ends with its process.
+    fn clean_up(&self) {
+        for g in self.owned.cancel_all() {
+            g.cancel();
+        }
+        while !self.owned.is_empty() {
+            let mut queued = self.global.pop_batch(usize::MAX);
+            queued.append(&mut self.blocking.take_all());
+            if queued.is_empty() {
+                // A task was woken by a thread outside, which is about to queue it.
+                thread::yield_now();
+            }
+            while let Some(g) = queued.pop_front() {
+                g.cancel();
+            }
+        }
+        self.netpoll.shut();
+        let mut list = WakeList::default();
+        for p in &self.ps {
+            p.timers.timers.shut(&mut list);
+        }
+        list.deliver();
+    }
+}
+
+impl task::Schedule for Sched {
+    fn schedule(&self, g: G) {
+        self.ready(g);
+    }
+
+    fn owned(&self) -> &OwnedTasks {
+        &self.owned
+    }
+
+    fn unjoined_panic(&self, info: &TaskInfo, payload: Box<dyn Any + Send>) {
+        match &self.config.on_task_panic {
+            Some(hook) => hook(info, &*payload),
+            None => {
+                let text = payload.downcast_ref::<&str>().copied();
+                let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+                let (id, at) = (info.id(), info.spawned_at());
+                eprintln!("gopark: task {id}, spawned at {at}, panicked: {}", text.unwrap_or("(no text)"));
+            }
+        }
+    }
+}
+
+impl P {
+    /// The queues of the M that holds it.
+    fn remote(&self) -> Option<&Remote> {
+        // Acquire pairs with the Release in `M::take_p`.
+        let holder = self.holder.load(Ordering::Acquire);
+        // SAFETY: an M's shared part is kept in `Sched::ms`, which only grows, and this P is part of the same Sched.
+        unsafe { holder.as_ref() }.map(|m| &m.remote)
+    }
+
+    pub(crate) fn is_held(&self) -> bool {
+        !self.holder.load(Ordering::Relaxed).is_null()
+    }
+
+    /// Does anything wait in the queues of its M?
+    pub(crate) fn has_work(&self) -> bool {
+        self.remote().is_some_and(|r| !r.is_empty())
+    }
+}
+
+impl MShared {
+    fn give_orders(&self, orders: Orders) {
+        self.orders.store(orders.pack(), Ordering::Relaxed);
+        self.parker.unpark();
+    }
+}
+
+impl M {
+    /// A thread's life.
+    fn main(sched: Arc<Sched>, shared: Arc<MShared>, local: Local, orders: Orders) {
+        super::sys::set_timer_slack(1);
+        let rng = Cell::new(u64::from(shared.id) * 2 + 1);
+        let m = M {
+            sched,
+            shared,
+            local,
+            p: Cell::new(None),
+            spinning: Cell::new(false),
+            streak: Cell::new(0),
+            tick: Cell::new(0),
+            check: find::Check::default(),
+            rng,
+            list: RefCell::default(),
+        };
+        CURRENT.set(&m);
+        Sched::hook(&m.sched.config.on_thread_start);
+        if m.follow(orders) {
+            m.schedule();
+        }
+        m.end();
+        CURRENT.set(ptr::null());
+    }
+
+    /// The loop of an M: Go's `schedule`.
+    fn schedule(&self) {
+        while let Some(g) = self.find_runnable() {
+            self.execute(g);
+        }
+    }
+
+    /// Runs a task for one poll: Go's `execute`.
+    fn execute(&self, g: G) {
+        self.reset_spinning();
+        let tick = self.tick.get().wrapping_add(1);
+        self.tick.set(tick);
+        if let Some(p) = self.p() {
+            p.schedtick.store(tick, Ordering::Relaxed);
+        }
+        let mut ran = task::Ran::Done;
+        if budget::with_budget(|| ran = g.run()) {
+            self.check.soon();
+        }
+        if let task::Ran::Yielded(g) = ran {
+            self.requeue(g);
+        }
+    }
+
+    /// Queues a task that was woken by this thread.
+    fn ready(&self, g: G) {
+        if let Some(driven_out) = self.shared.remote.set_next(g) {
+            self.local.push(driven_out, &self.sched.global);
+            // This M comes to it in time; another may sooner.
+            self.sched.wakep_if_handy();
+        }
+    }
+
+    /// Queues a task that wants to run again, behind all the others. Go's `goschedImpl`.
+    fn requeue(&self, g: G) {
+        if self.p.get().is_some() {
+            self.local.push(g, &self.sched.global);
+        } else {
+            self.sched.global.push(g);
+            self.sched.wakep();
+        }
+    }
+
+    /// Does this M run tasks of that runtime, by right of a P?
+    fn owns(&self, sched: &Sched) -> bool {
+        self.p.get().is_some() && ptr::eq(&*self.sched, sched)
+    }
+
+    fn p(&self) -> Option<&P> {
+        self.p.get().map(|p| &self.sched.ps[p as usize])
+    }
+
+    /// The last thing a thread does.
+    fn end(&self) {
+        self.drop_p();
+        Sched::hook(&self.sched.config.on_thread_stop);
+        let last = {
+            let mut threads = self.sched.threads.lock().expect("no panic under this lock");
+            threads.alive -= 1;
+            threads.alive == 0
+        };
+        if last {
+            self.sched.clean_up();
+            self.sched.threads.lock().expect("no panic under this lock").ended = true;
+            self.sched.ended.notify_all();
+        }
+    }
+}
+
+impl fmt::Debug for Sched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sched").field("idle", &self.idle).field("global", &self.global.len()).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for TimerHeap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TimerHeap").finish_non_exhaustive()
+    }
+}

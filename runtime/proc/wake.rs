@@ -1,0 +1,189 @@
+//! How Ms and Ps come together: Go's `wakep`, `startm`, `stopm`, `handoffp`.
+
+use super::{M, MShared, Sched};
+use crate::runtime::idle::{MId, PId, Wakeup};
+use crate::runtime::park::Parker;
+use crate::runtime::queue;
+use std::io;
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+
+/// What an M is told when it is woken or started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Orders {
+    /// Run tasks with this P; look for them as one that spins.
+    Run(PId),
+    /// Run closures that block, without a P.
+    Block,
+    Exit,
+}
+
+impl Orders {
+    pub(super) fn pack(self) -> u32 {
+        match self {
+            Orders::Run(p) => p,
+            Orders::Block => u32::MAX - 1,
+            Orders::Exit => u32::MAX,
+        }
+    }
+
+    pub(super) fn unpack(word: u32) -> Self {
+        match word {
+            u32::MAX => Orders::Exit,
+            p if p == u32::MAX - 1 => Orders::Block,
+            p => Orders::Run(p),
+        }
+    }
+}
+
+impl Sched {
+    /// There is work that no running M is sure to reach: sees to it that one looks. Go's `wakep`.
+    pub(crate) fn wakep(&self) {
+        if let Some(wakeup) = self.idle.wake() {
+            self.carry_out(wakeup);
+        }
+    }
+
+    /// The same for work that the calling M will reach by itself.
+    pub(crate) fn wakep_if_handy(&self) {
+        if let Some(wakeup) = self.idle.wake_if_handy() {
+            self.carry_out(wakeup);
+        }
+    }
+
+    fn carry_out(&self, wakeup: Wakeup) {
+        match wakeup {
+            Wakeup::Unpark(m, p) => self.order(m, Orders::Run(p)),
+            Wakeup::Break => self.netpoll.netpoll_break(),
+            Wakeup::Start(p) => {
+                // A refusal (EAGAIN) leaves the P idle and the work where it is: the Ms there are come to it, and each
+                // later wake tries again (trap S5).
+                if self.stopping() || self.start_m(Orders::Run(p)).is_err() {
+                    self.idle.unstart(p);
+                }
+            }
+        }
+    }
+
+    /// Starts the first M, and sysmon.
+    pub(crate) fn start(self: &Arc<Self>) -> io::Result<()> {
+        if let Some(Wakeup::Start(p)) = self.idle.wake() {
+            self.start_m(Orders::Run(p))?;
+        }
+        let sched = self.clone();
+        let name = format!("{}-sysmon", self.config.thread_name);
+        let sysmon = thread::Builder::new().name(name).spawn(move || sched.sysmon())?;
+        self.threads.lock().expect("no panic under this lock").handles.push(sysmon);
+        Ok(())
+    }
+
+    /// Tells a parked M, taken out of the idle list, what to do.
+    pub(crate) fn order(&self, m: MId, orders: Orders) {
+        self.m(m).give_orders(orders);
+    }
+
+    fn m(&self, id: MId) -> Arc<MShared> {
+        self.ms.lock().expect("no panic under this lock")[id as usize].clone()
+    }
+
+    /// Starts a thread. Go's `newm`.
+    pub(crate) fn start_m(&self, orders: Orders) -> io::Result<()> {
+        let sched = self.this.upgrade().expect("whoever calls this holds an Arc");
+        let mut threads = self.threads.lock().expect("no panic under this lock");
+        if threads.ended || threads.alive >= self.config.procs as usize + self.config.max_threads {
+            return Err(io::Error::new(io::ErrorKind::QuotaExceeded, "max_threads are running"));
+        }
+        let (local, remote) = queue::local();
+        let shared = {
+            let mut ms = self.ms.lock().expect("no panic under this lock");
+            let id = ms.len() as MId;
+            let orders = AtomicU32::new(Orders::Exit.pack());
+            let shared = Arc::new(MShared { id, remote, parker: Parker::new(), orders });
+            ms.push(shared.clone());
+            shared
+        };
+        let mut builder = thread::Builder::new().name(self.config.thread_name.clone());
+        if let Some(size) = self.config.stack_size {
+            builder = builder.stack_size(size);
+        }
+        let handle = builder.spawn(move || M::main(sched, shared, local, orders))?;
+        threads.handles.push(handle);
+        threads.alive += 1;
+        Ok(())
+    }
+}
+
+impl M {
+    /// Takes a P into use. Go's `acquirep`.
+    pub(super) fn take_p(&self, p: PId, spinning: bool) {
+        self.p.set(Some(p));
+        self.spinning.set(spinning);
+        let holder = Arc::as_ptr(&self.shared).cast_mut();
+        // Release pairs with the Acquire in `P::remote`.
+        self.sched.ps[p as usize].holder.store(holder, Ordering::Release);
+    }
+
+    /// Go's `releasep`.
+    pub(super) fn clear_holder(&self) {
+        if let Some(p) = self.p() {
+            p.holder.store(ptr::null_mut(), Ordering::Release);
+        }
+    }
+
+    /// Does as it is told. False: the thread is to end.
+    pub(super) fn follow(&self, orders: Orders) -> bool {
+        match orders {
+            Orders::Run(p) => self.take_p(p, true),
+            Orders::Block => self.sched.run_blocking(),
+            Orders::Exit => return false,
+        }
+        true
+    }
+
+    /// A spinning M has found work. Go's `resetspinning`; but where Go wakes another M always, here it does so only if
+    /// there is work in sight (rule 2 of idle.rs).
+    pub(super) fn reset_spinning(&self) {
+        if self.spinning.take() && self.sched.idle.stop_spinning() && self.sched.work_waiting() {
+            self.sched.wakep();
+        }
+    }
+
+    /// Gives the P away together with all that is queued: the task that runs is about to block. Go's `handoffp`.
+    pub(super) fn drop_p(&self) {
+        let Some(p) = self.p.get() else { return };
+        self.reset_spinning();
+        // Order: what ran next comes first (trap S3).
+        self.sched.global.push_front(self.local.drain(&self.shared.remote));
+        self.clear_holder();
+        self.p.set(None);
+        self.sched.idle.give(p);
+        if !self.sched.global.is_empty() || !self.sched.idle.has_poller() {
+            self.sched.wakep();
+        }
+    }
+
+    /// After `drop_p`: goes on with a P if one is idle, without otherwise. Go's `exitsyscall`.
+    pub(super) fn retake_p(&self) {
+        if self.p.get().is_none() {
+            if let Some(p) = self.sched.idle.acquire() {
+                self.take_p(p, false);
+            }
+        }
+    }
+}
+
+/// Runs `f`, which may block, with the thread's P in other hands. On a thread without one it just runs.
+pub(crate) fn without_p<R>(f: impl FnOnce() -> R) -> R {
+    struct Retake;
+    impl Drop for Retake {
+        fn drop(&mut self) {
+            super::current(|m| m.into_iter().for_each(M::retake_p));
+        }
+    }
+    let held = super::current(|m| m.filter(|m| m.p.get().is_some()).inspect(|m| m.drop_p()).is_some());
+    let _retake = held.then_some(Retake);
+    let _budget = crate::runtime::budget::without_budget();
+    f()
+}

@@ -1,0 +1,565 @@
+//! The runtime as users hold it: `Builder`, `Runtime`, `Handle`, `block_on`, `run`.
+
+use super::netpoll::Netpoll;
+use super::park::Parker;
+use super::proc::{Config, Sched, TimerHeap, without_p};
+use super::task::{BlockingTask, JoinHandle, TaskInfo};
+use std::any::Any;
+use std::cell::RefCell;
+use std::fmt;
+use std::io;
+use std::marker::PhantomData;
+use std::panic::{Location, resume_unwind};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Threads beyond the Ps that a runtime may start.
+const MAX_THREADS: usize = 512;
+
+/// Settings of a [`Runtime`].
+///
+/// # Examples
+/// ```
+/// let runtime = gopark::Builder::new().workers(2).thread_name("server").build()?;
+/// assert_eq!(runtime.run(async { 1 + 1 }), 2);
+/// # std::io::Result::Ok(())
+/// ```
+#[derive(Default)]
+#[must_use = "a builder does nothing until `build`"]
+pub struct Builder {
+    workers: Option<usize>,
+    max_threads: Option<usize>,
+    thread_name: Option<String>,
+    stack_size: Option<usize>,
+    on_thread_start: Option<Box<dyn Fn() + Send + Sync>>,
+    on_thread_stop: Option<Box<dyn Fn() + Send + Sync>>,
+    on_task_panic: Option<super::proc::PanicHook>,
+}
+
+impl Builder {
+    /// The settings that [`Runtime::new`] uses.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How many tasks may run at the same time: Go's GOMAXPROCS. Unless set, what the environment variable
+    /// `GOPARK_PROCS` says; without it, as many as the process has CPUs.
+    pub fn workers(mut self, n: usize) -> Self {
+        self.workers = Some(n);
+        self
+    }
+
+    /// How many threads may exist beyond the workers, for tasks and closures that block: 512 unless set.
+    pub fn max_threads(mut self, n: usize) -> Self {
+        self.max_threads = Some(n);
+        self
+    }
+
+    /// What the runtime's threads are called: "gopark" unless set. Linux shows the first 15 bytes.
+    pub fn thread_name(mut self, name: impl Into<String>) -> Self {
+        self.thread_name = Some(name.into());
+        self
+    }
+
+    /// How many bytes of stack each thread gets: std's default unless set.
+    pub fn thread_stack_size(mut self, bytes: usize) -> Self {
+        self.stack_size = Some(bytes);
+        self
+    }
+
+    /// Called on each of the runtime's threads before it does anything else. A panic in it is caught.
+    pub fn on_thread_start(mut self, f: impl Fn() + Send + Sync + 'static) -> Self {
+        self.on_thread_start = Some(Box::new(f));
+        self
+    }
+
+    /// Called on each of the runtime's threads when it has done everything else. A panic in it is caught.
+    pub fn on_thread_stop(mut self, f: impl Fn() + Send + Sync + 'static) -> Self {
+        self.on_thread_stop = Some(Box::new(f));
+        self
+    }
+
+    /// Called with the payload of a task's panic that no `JoinHandle` will deliver. Unless set, one line on stderr
+    /// says so. A panic in it is caught.
+    pub fn on_task_panic(mut self, f: impl Fn(&TaskInfo, &(dyn Any + Send)) + Send + Sync + 'static) -> Self {
+        self.on_task_panic = Some(Box::new(f));
+        self
+    }
+
+    /// Makes the runtime and starts its first threads.
+    ///
+    /// # Errors
+    /// `InvalidInput` if the number of workers (or `GOPARK_PROCS`) is not between 1 and 4096, or the thread name has a
+    /// NUL byte; what the system says if it has no descriptor or thread left.
+    pub fn build(self) -> io::Result<Runtime> {
+        let thread_name = self.thread_name.unwrap_or_else(|| "gopark".into());
+        if thread_name.contains('\0') {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "thread_name must not contain a NUL byte"));
+        }
+        let config = Config {
+            procs: procs(self.workers)?,
+            max_threads: self.max_threads.unwrap_or(MAX_THREADS),
+            thread_name,
+            stack_size: self.stack_size,
+            on_thread_start: self.on_thread_start,
+            on_thread_stop: self.on_thread_stop,
+            on_task_panic: self.on_task_panic,
+        };
+        // Dropped, it stops what has been started.
+        let runtime = Runtime { handle: Handle { sched: Sched::new(config)? } };
+        runtime.handle.sched.start()?;
+        Ok(runtime)
+    }
+}
+
+fn procs(workers: Option<usize>) -> io::Result<u32> {
+    let valid = |n: usize| u32::try_from(n).ok().filter(|n| (1..=4096).contains(n));
+    let invalid = |text| Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    if let Some(n) = workers {
+        return valid(n).map_or_else(|| invalid(format!("workers({n}): want a number from 1 to 4096")), Ok);
+    }
+    match std::env::var_os("GOPARK_PROCS") {
+        None => Ok(thread::available_parallelism().ok().and_then(|n| valid(n.get())).unwrap_or(1)),
+        Some(text) => text.to_str().and_then(|t| t.trim().parse().ok()).and_then(valid).map_or_else(
+            || invalid(format!("GOPARK_PROCS={}: want a number from 1 to 4096", text.to_string_lossy())),
+            Ok,
+        ),
+    }
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder")
+            .field("workers", &self.workers)
+            .field("max_threads", &self.max_threads)
+            .field("thread_name", &self.thread_name)
+            .field("thread_stack_size", &self.stack_size)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A running machine: threads, queues, a netpoller.
+///
+/// Dropping it shuts it down: polls that are under way and closures that have begun are waited for, then every task
+/// that is left is dropped. Dropped by one of its own tasks, it does the same without waiting.
+#[derive(Debug)]
+pub struct Runtime {
+    handle: Handle,
+}
+
+impl Runtime {
+    /// A runtime with the settings of [`Builder::new`].
+    ///
+    /// # Errors
+    /// As [`Builder::build`].
+    pub fn new() -> io::Result<Self> {
+        Builder::new().build()
+    }
+
+    /// A handle to spawn and block with, from anywhere.
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// See [`Handle::block_on`].
+    pub fn block_on<F: Future>(&self, future: F) -> F::Output {
+        self.handle.block_on(future)
+    }
+
+    /// See [`Handle::run`].
+    #[track_caller]
+    pub fn run<F>(&self, future: F) -> F::Output
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        self.handle.run(future)
+    }
+
+    /// See [`Handle::spawn`].
+    #[track_caller]
+    pub fn spawn<F>(&self, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        self.handle.spawn(future)
+    }
+
+    /// See [`Handle::spawn_blocking`].
+    #[track_caller]
+    pub fn spawn_blocking<F, R>(&self, f: F) -> JoinHandle<R>
+    where
+        F: FnOnce() -> R + Send + 'static,
+        R: Send + 'static,
+    {
+        self.handle.spawn_blocking(f)
+    }
+
+    /// Makes this the current runtime of the thread until the guard is dropped.
+    pub fn enter(&self) -> EnterGuard<'_> {
+        self.handle.enter()
+    }
+
+    /// Shuts the runtime down and waits for it, but not longer than `timeout`.
+    ///
+    /// # Errors
+    /// [`StillRunning`], if a poll or a closure was still under way. It goes on, and the runtime ends when it does.
+    /// Called by one of the runtime's own tasks, it is that task: the error then comes at once.
+    pub fn shutdown_timeout(self, timeout: Duration) -> Result<(), StillRunning> {
+        let sched = self.handle.sched.clone();
+        sched.stop();
+        let now = Instant::now();
+        let deadline = if sched.is_inside() { Some(now) } else { now.checked_add(timeout) };
+        let threads = without_p(|| sched.wait_ended(deadline));
+        // What `Drop` would do is done, or does itself when the last thread ends.
+        self.forget();
+        if threads == 0 { Ok(()) } else { Err(StillRunning { threads }) }
+    }
+
+    /// Shuts the runtime down without waiting for it.
+    pub fn shutdown_background(self) {
+        self.handle.sched.stop();
+        self.forget();
+    }
+
+    /// Goes without `Drop`.
+    fn forget(self) {
+        let this = std::mem::ManuallyDrop::new(self);
+        // SAFETY: read once, out of a value that is never used or dropped again.
+        drop(unsafe { std::ptr::read(&this.handle) });
+    }
+}
+
+impl Drop for Runtime {
+    fn drop(&mut self) {
+        let sched = &self.handle.sched;
+        sched.stop();
+        if !sched.is_inside() {
+            without_p(|| sched.wait_ended(None));
+        }
+    }
+}
+
+/// What [`Runtime::shutdown_timeout`] did not live to see end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StillRunning {
+    threads: usize,
+}
+
+impl StillRunning {
+    /// How many of the runtime's threads were still in a poll or a closure.
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+}
+
+impl fmt::Display for StillRunning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of the runtime's threads are still in a poll or a closure", self.threads)
+    }
+}
+
+impl std::error::Error for StillRunning {}
+
+thread_local! {
+    /// The runtimes that this thread has entered, the last one first. (A worker is inside its own without this.)
+    static ENTERED: RefCell<Option<Handle>> = const { RefCell::new(None) };
+}
+
+/// A way into a runtime, from any thread. It does not keep the runtime running: once that is shut down, what is
+/// spawned is cancelled.
+#[derive(Clone)]
+pub struct Handle {
+    sched: Arc<Sched>,
+}
+
+impl Handle {
+    /// The runtime that the calling code runs in.
+    ///
+    /// # Panics
+    /// Outside a runtime.
+    pub fn current() -> Handle {
+        Handle::try_current().unwrap_or_else(|| outside("Handle::current"))
+    }
+
+    /// The runtime that the calling code runs in, if any.
+    pub fn try_current() -> Option<Handle> {
+        with_sched(|sched| sched.map(|sched| Handle { sched: sched.clone() }))
+    }
+
+    /// Spawns a task. It starts at once and runs beside the others, whether or not its handle is awaited.
+    ///
+    /// # Examples
+    /// ```
+    /// let runtime = gopark::Runtime::new()?;
+    /// let task = runtime.handle().spawn(async { 2 * 3 });
+    /// assert_eq!(runtime.block_on(task).unwrap(), 6);
+    /// # std::io::Result::Ok(())
+    /// ```
+    #[track_caller]
+    pub fn spawn<F>(&self, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        self.sched.spawn(future, false, Location::caller())
+    }
+
+    /// Runs a closure that may block on a thread of its own. Aborting it helps only before it has begun.
+    ///
+    /// # Examples
+    /// ```
+    /// let runtime = gopark::Runtime::new()?;
+    /// let sum = runtime.handle().spawn_blocking(|| (1..=10).sum::<i32>());
+    /// assert_eq!(runtime.block_on(sum).unwrap(), 55);
+    /// # std::io::Result::Ok(())
+    /// ```
+    #[track_caller]
+    pub fn spawn_blocking<F, R>(&self, f: F) -> JoinHandle<R>
+    where
+        F: FnOnce() -> R + Send + 'static,
+        R: Send + 'static,
+    {
+        self.sched.spawn(BlockingTask::new(f), true, Location::caller())
+    }
+
+    /// Polls a future on the calling thread until it is ready. The thread runs nobody else's task meanwhile, so
+    /// nothing delays the future; and it need not be `Send`. Any number of threads may do this at once.
+    ///
+    /// On one of a runtime's own threads the worker's place is handed to another thread first.
+    ///
+    /// # Panics
+    /// If the future panics.
+    pub fn block_on<F: Future>(&self, future: F) -> F::Output {
+        let _entered = self.enter();
+        without_p(|| poll_here(future))
+    }
+
+    /// Runs a future as a task on the workers, as `main` is a goroutine in Go, and blocks until it is done. For a main
+    /// task that is itself busy: it wakes, and is woken, without a change of thread.
+    ///
+    /// # Panics
+    /// If the future panics; and if the runtime shuts down before the future is ready.
+    #[track_caller]
+    pub fn run<F>(&self, future: F) -> F::Output
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        let task = self.spawn(future);
+        match self.block_on(task) {
+            Ok(output) => output,
+            Err(error) => match error.try_into_panic() {
+                Ok(payload) => resume_unwind(payload),
+                Err(_) => panic!("gopark: the runtime was shut down before the future given to `run` was ready"),
+            },
+        }
+    }
+
+    /// Makes this the current runtime of the thread until the guard is dropped.
+    pub fn enter(&self) -> EnterGuard<'_> {
+        EnterGuard { before: ENTERED.replace(Some(self.clone())), handle: PhantomData, not_send: PhantomData }
+    }
+
+    /// The heap for a timer of the current runtime.
+    pub(crate) fn timer_heap(who: &str) -> Arc<TimerHeap> {
+        with_sched(|sched| sched.map(|sched| sched.timer_heap().clone())).unwrap_or_else(|| outside(who))
+    }
+
+    /// The netpoller of the current runtime.
+    pub(crate) fn netpoll(who: &str) -> Arc<Netpoll> {
+        with_sched(|sched| sched.map(|sched| sched.netpoll.clone())).unwrap_or_else(|| outside(who))
+    }
+}
+
+#[cold]
+fn outside(who: &str) -> ! {
+    panic!("gopark: {who} needs a runtime: call it inside `gopark::run`, `gopark::block_on`, or under `Handle::enter`")
+}
+
+fn with_sched<R>(f: impl FnOnce(Option<&Arc<Sched>>) -> R) -> R {
+    // Not borrowed while `f` runs, which may enter another runtime.
+    match ENTERED.with_borrow(Option::clone) {
+        Some(handle) => f(Some(&handle.sched)),
+        None => Sched::with_current(f),
+    }
+}
+
+/// The loop of `block_on`: polls, and sleeps until woken, exactly (trap S7).
+fn poll_here<F: Future>(future: F) -> F::Output {
+    struct Unpark(Parker);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+
+        fn wake_by_ref(self: &Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let thread = Arc::new(Unpark(Parker::new()));
+    let waker = Waker::from(thread.clone());
+    let mut cx = Context::from_waker(&waker);
+    let mut future = pin!(future);
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut cx) {
+            return output;
+        }
+        thread.0.park();
+    }
+}
+
+impl fmt::Debug for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handle").field("sched", &self.sched).finish()
+    }
+}
+
+impl futures_task::Spawn for Handle {
+    fn spawn_obj(&self, future: futures_task::FutureObj<'static, ()>) -> Result<(), futures_task::SpawnError> {
+        self.status()?;
+        drop(self.spawn(future));
+        Ok(())
+    }
+
+    fn status(&self) -> Result<(), futures_task::SpawnError> {
+        if self.sched.stopping() { Err(futures_task::SpawnError::shutdown()) } else { Ok(()) }
+    }
+}
+
+/// See [`Handle::enter`].
+#[must_use = "the runtime is left again when the guard is dropped"]
+pub struct EnterGuard<'a> {
+    before: Option<Handle>,
+    handle: PhantomData<&'a Handle>,
+    /// It belongs to one thread.
+    not_send: PhantomData<*mut ()>,
+}
+
+impl Drop for EnterGuard<'_> {
+    fn drop(&mut self) {
+        let mine = ENTERED.replace(self.before.take());
+        drop(mine);
+    }
+}
+
+impl fmt::Debug for EnterGuard<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EnterGuard").finish_non_exhaustive()
+    }
+}
+
+/// Runs `f` with the current runtime, or with one made for it and shut down afterwards.
+fn in_some_runtime<R>(f: impl FnOnce(&Handle) -> R) -> R {
+    match Handle::try_current() {
+        Some(handle) => f(&handle),
+        None => match Runtime::new() {
+            Ok(runtime) => f(runtime.handle()),
+            Err(error) => panic!("gopark: no runtime could be made: {error}"),
+        },
+    }
+}
+
+/// Polls a future on the calling thread until it is ready, in the current runtime, or else in one that is made with
+/// the default settings and shut down at the end. See [`Handle::block_on`].
+///
+/// # Panics
+/// If the future panics; if there is no runtime and none can be made (see [`Builder::build`]).
+///
+/// # Examples
+/// ```
+/// assert_eq!(gopark::block_on(async { 40 + 2 }), 42);
+/// ```
+pub fn block_on<F: Future>(future: F) -> F::Output {
+    in_some_runtime(|handle| handle.block_on(future))
+}
+
+/// Runs a future as a task on the workers until it is done, in the current runtime, or else in one that is made with
+/// the default settings and shut down at the end. See [`Handle::run`].
+///
+/// # Panics
+/// As [`block_on`].
+///
+/// # Examples
+/// ```
+/// let answer = gopark::run(async { gopark::spawn(async { 42 }).await.unwrap() });
+/// assert_eq!(answer, 42);
+/// ```
+#[track_caller]
+pub fn run<F>(future: F) -> F::Output
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    // Not by a closure: the caller's line would be lost.
+    match Handle::try_current() {
+        Some(handle) => handle.run(future),
+        None => match Runtime::new() {
+            Ok(runtime) => runtime.run(future),
+            Err(error) => panic!("gopark: no runtime could be made: {error}"),
+        },
+    }
+}
+
+/// Spawns a task on the current runtime. See [`Handle::spawn`].
+///
+/// # Panics
+/// Outside a runtime.
+///
+/// # Examples
+/// ```
+/// gopark::run(async {
+///     let task = gopark::spawn(async { "done" });
+///     assert_eq!(task.await.unwrap(), "done");
+/// });
+/// ```
+#[track_caller]
+pub fn spawn<F>(future: F) -> JoinHandle<F::Output>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    let at = Location::caller();
+    with_sched(|sched| sched.map(|sched| sched.spawn(future, false, at))).unwrap_or_else(|| outside("spawn"))
+}
+
+/// Runs a closure that may block on a thread of its own. See [`Handle::spawn_blocking`].
+///
+/// # Panics
+/// Outside a runtime.
+#[track_caller]
+pub fn spawn_blocking<F, R>(f: F) -> JoinHandle<R>
+where
+    F: FnOnce() -> R + Send + 'static,
+    R: Send + 'static,
+{
+    let (task, at) = (BlockingTask::new(f), Location::caller());
+    with_sched(|sched| sched.map(|sched| sched.spawn(task, true, at))).unwrap_or_else(|| outside("spawn_blocking"))
+}
+
+/// Lets other tasks run: goes to the back of the queue. Go's `runtime.Gosched`.
+///
+/// # Examples
+/// ```
+/// gopark::run(async {
+///     for _ in 0..3 {
+///         gopark::yield_now().await;
+///     }
+/// });
+/// ```
+pub async fn yield_now() {
+    let mut yielded = false;
+    std::future::poll_fn(|cx| {
+        if yielded {
+            return Poll::Ready(());
+        }
+        yielded = true;
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}

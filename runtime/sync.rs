@@ -1,0 +1,128 @@
+//! The switch between std and loom: everything below this file takes its atomics, locks, cells and futexes from here,
+//! so that the loom models run the shipped types.
+
+#[cfg(not(gopark_loom))]
+mod imp {
+    pub(crate) use std::sync::MutexGuard;
+    pub(crate) use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, fence};
+    use std::sync::{self, PoisonError};
+
+    /// A mutex that a panic does not poison: no user code ever runs under one of the runtime's locks.
+    #[derive(Debug, Default)]
+    pub(crate) struct Mutex<T>(sync::Mutex<T>);
+
+    impl<T> Mutex<T> {
+        pub(crate) const fn new(value: T) -> Self {
+            Mutex(sync::Mutex::new(value))
+        }
+
+        pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        }
+    }
+
+    /// std's `UnsafeCell` with loom's way of access.
+    #[derive(Debug)]
+    pub(crate) struct UnsafeCell<T>(std::cell::UnsafeCell<T>);
+
+    impl<T> UnsafeCell<T> {
+        pub(crate) const fn new(value: T) -> Self {
+            UnsafeCell(std::cell::UnsafeCell::new(value))
+        }
+
+        #[inline]
+        pub(crate) fn with<R>(&self, f: impl FnOnce(*const T) -> R) -> R {
+            f(self.0.get())
+        }
+
+        #[inline]
+        pub(crate) fn with_mut<R>(&self, f: impl FnOnce(*mut T) -> R) -> R {
+            f(self.0.get())
+        }
+    }
+
+    /// A word that a thread can sleep on: futex(2).
+    #[derive(Debug)]
+    pub(crate) struct Futex {
+        pub(crate) word: AtomicU32,
+    }
+
+    impl Futex {
+        pub(crate) const fn new(value: u32) -> Self {
+            Futex { word: AtomicU32::new(value) }
+        }
+
+        /// Sleeps while the word is `expected`. Returns early at will (EINTR): callers loop.
+        pub(crate) fn wait(&self, expected: u32) {
+            super::super::sys::futex_wait(&self.word, expected, None);
+        }
+
+        /// Wakes one thread that sleeps on the word.
+        pub(crate) fn wake_one(&self) {
+            super::super::sys::futex_wake(&self.word, 1);
+        }
+    }
+
+    /// One turn of a spin loop on a lock that is held for a few instructions only.
+    pub(crate) fn spin(turn: u32) {
+        if turn % 64 == 63 { std::thread::yield_now() } else { std::hint::spin_loop() }
+    }
+}
+
+#[cfg(gopark_loom)]
+mod imp {
+    pub(crate) use loom::sync::MutexGuard;
+    pub(crate) use loom::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, fence};
+
+    #[derive(Debug, Default)]
+    pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
+
+    impl<T> Mutex<T> {
+        pub(crate) fn new(value: T) -> Self {
+            Mutex(loom::sync::Mutex::new(value))
+        }
+
+        pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+            self.0.lock().unwrap()
+        }
+    }
+
+    pub(crate) use loom::cell::UnsafeCell;
+
+    #[derive(Debug)]
+    pub(crate) struct Futex {
+        pub(crate) word: AtomicU32,
+        sleepers: loom::sync::Mutex<()>,
+        woken: loom::sync::Condvar,
+    }
+
+    impl Futex {
+        pub(crate) fn new(value: u32) -> Self {
+            Futex {
+                word: AtomicU32::new(value),
+                sleepers: loom::sync::Mutex::new(()),
+                woken: loom::sync::Condvar::new(),
+            }
+        }
+
+        pub(crate) fn wait(&self, expected: u32) {
+            let guard = self.sleepers.lock().unwrap();
+            // The kernel compares under the bucket's lock; the word itself orders nothing.
+            if self.word.load(std::sync::atomic::Ordering::Relaxed) == expected {
+                drop(self.woken.wait(guard).unwrap());
+            }
+        }
+
+        pub(crate) fn wake_one(&self) {
+            let _guard = self.sleepers.lock().unwrap();
+            self.woken.notify_one();
+        }
+    }
+
+    pub(crate) fn spin(_turn: u32) {
+        loom::thread::yield_now();
+    }
+}
+
+pub(crate) use imp::*;
+pub(crate) use std::sync::atomic::Ordering;

@@ -1,0 +1,160 @@
+//! Every system call the runtime makes, each a safe function over owned or borrowed descriptors.
+//! (The calls on sockets live in `net`, where std, socket2 and `net/sys.rs` make them.)
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::atomic::AtomicU32;
+use std::time::Duration;
+
+/// Turns a system call's -1 into the error it left behind.
+fn check(result: libc::c_long) -> io::Result<libc::c_long> {
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Takes ownership of the descriptor that a system call has just made.
+fn owned(result: libc::c_int) -> io::Result<OwnedFd> {
+    let fd = check(result.into())?;
+    // SAFETY: the call succeeded, so `fd` is open, and nobody else has seen its number.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) })
+}
+
+fn timespec(d: Duration) -> libc::timespec {
+    // SAFETY: all zeroes is a valid timespec; on some targets it has padding, so it cannot be built field by field.
+    let mut ts: libc::timespec = unsafe { std::mem::zeroed() };
+    ts.tv_sec = libc::time_t::try_from(d.as_secs()).unwrap_or(libc::time_t::MAX);
+    ts.tv_nsec = d.subsec_nanos() as _;
+    ts
+}
+
+/// futex(2) FUTEX_WAIT: sleeps while `word` is `expected`, at most `timeout`. Returns early at will.
+pub(crate) fn futex_wait(word: &AtomicU32, expected: u32, timeout: Option<Duration>) {
+    let ts = timeout.map(timespec);
+    let ts = ts.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    let op = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
+    // SAFETY: `word` and `ts` outlive the call; the kernel only reads them. Every error means: look again.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), op, expected, ts) };
+}
+
+/// futex(2) FUTEX_WAKE: wakes up to `n` threads that sleep on `word`.
+pub(crate) fn futex_wake(word: &AtomicU32, n: i32) {
+    let op = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
+    // SAFETY: the kernel uses the address as a key only.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), op, n) };
+}
+
+/// epoll_create1(2).
+pub(crate) fn epoll_create() -> io::Result<OwnedFd> {
+    // SAFETY: takes no pointer.
+    owned(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })
+}
+
+/// epoll_ctl(2) EPOLL_CTL_ADD.
+pub(crate) fn epoll_add(ep: BorrowedFd<'_>, fd: BorrowedFd<'_>, events: u32, data: u64) -> io::Result<()> {
+    let mut event = libc::epoll_event { events, u64: data };
+    // SAFETY: `event` outlives the call.
+    check(unsafe { libc::epoll_ctl(ep.as_raw_fd(), libc::EPOLL_CTL_ADD, fd.as_raw_fd(), &mut event) }.into())?;
+    Ok(())
+}
+
+/// epoll_ctl(2) EPOLL_CTL_DEL.
+pub(crate) fn epoll_del(ep: BorrowedFd<'_>, fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: DEL ignores the event pointer, which may be null since Linux 2.6.9.
+    let result = unsafe { libc::epoll_ctl(ep.as_raw_fd(), libc::EPOLL_CTL_DEL, fd.as_raw_fd(), std::ptr::null_mut()) };
+    check(result.into())?;
+    Ok(())
+}
+
+/// One batch of events, as the kernel writes them.
+pub(crate) struct Events {
+    buf: Box<[libc::epoll_event]>,
+    len: usize,
+}
+
+impl Events {
+    pub(crate) fn with_capacity(n: usize) -> Self {
+        Events { buf: vec![libc::epoll_event { events: 0, u64: 0 }; n].into(), len: 0 }
+    }
+
+    /// (event mask, the u64 given at registration) of each event.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
+        self.buf[..self.len].iter().map(|e| (e.events, e.u64))
+    }
+
+    fn fill(&mut self, result: libc::c_long) -> io::Result<usize> {
+        self.len = 0;
+        match check(result) {
+            Ok(n) => self.len = n as usize,
+            // A signal is no news (trap P20): the caller sees an empty batch.
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+        Ok(self.len)
+    }
+}
+
+/// epoll_wait(2): `timeout_ms` is -1 to wait for ever, 0 not to wait.
+pub(crate) fn epoll_wait(ep: BorrowedFd<'_>, events: &mut Events, timeout_ms: i32) -> io::Result<usize> {
+    let max = events.buf.len() as libc::c_int;
+    // SAFETY: the kernel writes at most `max` events into a buffer of that size.
+    let n = unsafe { libc::epoll_wait(ep.as_raw_fd(), events.buf.as_mut_ptr(), max, timeout_ms) };
+    events.fill(n.into())
+}
+
+/// epoll_pwait2(2) (Linux 5.11): a timeout in nanoseconds. By number, since C libraries learned of it late.
+pub(crate) fn epoll_pwait2(ep: BorrowedFd<'_>, events: &mut Events, timeout: Duration) -> io::Result<usize> {
+    let ts = timespec(timeout);
+    // SAFETY: the kernel writes at most that many events into the buffer, reads `ts` during the call, and takes a
+    // null signal mask as none.
+    let n = unsafe {
+        libc::syscall(
+            libc::SYS_epoll_pwait2,
+            ep.as_raw_fd(),
+            events.buf.as_mut_ptr(),
+            events.buf.len(),
+            &raw const ts,
+            std::ptr::null::<libc::sigset_t>(),
+            0usize,
+        )
+    };
+    events.fill(n)
+}
+
+/// eventfd(2), not blocking.
+pub(crate) fn eventfd() -> io::Result<OwnedFd> {
+    // SAFETY: takes no pointer.
+    owned(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })
+}
+
+/// Adds one to an eventfd.
+pub(crate) fn eventfd_signal(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let one = 1u64;
+    loop {
+        // SAFETY: eight readable bytes.
+        match check(unsafe { libc::write(fd.as_raw_fd(), (&raw const one).cast(), 8) } as libc::c_long) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            other => return other.map(drop),
+        }
+    }
+}
+
+/// timerfd_create(2) on the monotonic clock, not blocking.
+pub(crate) fn timerfd() -> io::Result<OwnedFd> {
+    // SAFETY: takes no pointer.
+    owned(unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_CLOEXEC | libc::TFD_NONBLOCK) })
+}
+
+/// timerfd_settime(2): one expiry after `after`, in place of any earlier setting.
+pub(crate) fn timerfd_set(fd: BorrowedFd<'_>, after: Duration) -> io::Result<()> {
+    // A zero would disarm it.
+    let it_value = timespec(after.max(Duration::from_nanos(1)));
+    let spec = libc::itimerspec { it_interval: timespec(Duration::ZERO), it_value };
+    // SAFETY: `spec` outlives the call; no old value is asked for.
+    check(unsafe { libc::timerfd_settime(fd.as_raw_fd(), 0, &spec, std::ptr::null_mut()) }.into())?;
+    Ok(())
+}
+
+/// prctl(2) PR_SET_TIMERSLACK: how late the kernel may wake this thread, 50 us unless told.
+pub(crate) fn set_timer_slack(ns: u64) {
+    // SAFETY: sets a number of the calling thread. A refusal leaves it as it was.
+    unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, ns as libc::c_ulong) };
+}

@@ -1,0 +1,70 @@
+//! Sysmon: Go's thread of the same name (runtime/proc.go). It needs no P, and sees what the Ms are too busy to see.
+
+use super::proc::Sched;
+use super::sync::Futex;
+use super::sys;
+use super::wake_list::WakeList;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// How often it looks while anything runs. Go starts at 20 us and slows down to 10 ms.
+const TICK: Duration = Duration::from_millis(5);
+/// After so many looks at an idle machine it sleeps until a P is busy.
+const QUIET: u32 = 10;
+
+impl Sched {
+    /// The thread's life: until the runtime stops.
+    pub(crate) fn sysmon(&self) {
+        let nap = Futex::new(0);
+        let mut seen: Vec<u32> = self.ps().iter().map(|_| 0).collect();
+        let mut quiet = 0;
+        let mut unpolled = 0;
+        while !self.stopping() {
+            if quiet >= QUIET {
+                quiet = 0;
+                self.idle.sleep_until_busy();
+                continue;
+            }
+            // Nobody wakes it: a wait with a time limit that is a nap, not a safety net.
+            sys::futex_wait(&nap.word, 0, Some(TICK));
+            quiet = if self.idle.idle_ps() as usize == self.ps().len() { quiet + 1 } else { 0 };
+            unpolled = if self.netpoll.take_polled() { 0 } else { unpolled + 1 };
+            if unpolled >= 2 && quiet == 0 {
+                self.poll_network();
+            }
+            self.watch(&mut seen);
+        }
+    }
+
+    /// Nobody has polled for two ticks: all Ms are busy with long tasks. Go's first duty of sysmon.
+    fn poll_network(&self) {
+        let mut list = WakeList::default();
+        self.netpoll.netpoll(&mut list);
+        self.netpoll.pass_batons(&mut list);
+        let mut any = false;
+        while let Some(g) = list.pop() {
+            any = true;
+            self.route(g, |g| self.global.push(g));
+        }
+        if any {
+            self.wakep();
+        }
+        list.wake_foreign();
+    }
+
+    /// Looks at each busy P: asks its M to look around, and where one task has run for a whole tick while something
+    /// waits that it keeps (its queue, the poller's place), wakes an idle M.
+    fn watch(&self, seen: &mut [u32]) {
+        for (p, seen) in self.ps().iter().zip(seen) {
+            let tick = p.schedtick.load(Ordering::Relaxed);
+            if !p.is_held() {
+                continue;
+            }
+            p.attention.store(true, Ordering::Relaxed);
+            let same_task = std::mem::replace(seen, tick) == tick;
+            if same_task && self.idle.idle_ps() > 0 && (p.has_work() || !self.idle.has_poller()) {
+                self.wakep();
+            }
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! A task with its type: one allocation for the header, the scheduler, and the future or what came of it.
+
+use super::super::sync::UnsafeCell;
+use super::g::{self, G, Header, Ran, TaskInfo, Vtable};
+use super::owned::OwnedTasks;
+use super::state::{Completed, Idle, Start};
+use std::any::Any;
+use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+/// All that a task knows of its scheduler.
+///
+/// Each task holds an `Arc` of it, and whoever lets go of a completed task last drops that: the scheduler's own drop has
+/// to be fit for any thread.
+pub(crate) trait Schedule: Send + Sync + 'static {
+    /// Queues a task that was woken or aborted: Go's `ready`. Called from any thread, at any time, under anybody's locks:
+    /// must run nobody's code, and must not lose the `G`, not even when the runtime is shutting down.
+    fn schedule(&self, g: G);
+
+    /// Where this scheduler's tasks are listed. Always the same.
+    fn owned(&self) -> &OwnedTasks;
+
+    /// A task has panicked, and nobody will learn of it from its `JoinHandle`.
+    fn unjoined_panic(&self, info: &TaskInfo, payload: Payload);
+}
+
+pub(super) type Payload = Box<dyn Any + Send>;
+
+/// Why a task has no output.
+pub(super) enum Failure {
+    Cancelled,
+    Panic(Payload),
+}
+
+/// `repr(C)`: a pointer to the cell is one to its header.
+#[repr(C)]
+pub(super) struct Cell<F: Future, S> {
+    header: Header,
+    scheduler: Arc<S>,
+    stage: UnsafeCell<Stage<F>>,
+}
+
+enum Stage<F: Future> {
+    Future(F),
+    Output(Result<F::Output, Failure>),
+    Consumed,
+}
+
+impl<F, S> Cell<F, S>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+    S: Schedule,
+{
+    const VTABLE: Vtable = Vtable {
+        run: Self::run,
+        schedule: Self::schedule,
+        take_output: Self::take_output,
+        drop_output: Self::drop_output,
+        dealloc: Self::dealloc,
+    };
+
+    /// A task with a `G`, in no list. The references that the owned list and the `JoinHandle` will have are counted.
+    pub(super) fn new(future: F, scheduler: Arc<S>, info: TaskInfo, shard: usize, blocking: bool) -> NonNull<Header> {
+        let header = Header::new(&Self::VTABLE, Arc::as_ptr(&scheduler).cast(), info, shard, blocking);
+        let cell = Cell { header, scheduler, stage: UnsafeCell::new(Stage::Future(future)) };
+        NonNull::from(Box::leak(Box::new(cell))).cast()
+    }
+
+    /// Puts the task into its scheduler's list. False: the list is closed.
+    ///
+    /// # Safety
+    /// The task is from `new`, and was not given to `enlist` before.
+    #[must_use]
+    pub(super) unsafe fn enlist(task: NonNull<Header>) -> bool {
+        // SAFETY: the caller's task is new, so nobody has released any of its references.
+        unsafe { task.cast::<Self>().as_ref().scheduler.owned().insert(task) }
+    }
+
+    unsafe fn run(task: NonNull<Header>) -> Ran {
+        // SAFETY: the caller's G keeps the task; after `idle` has given that up, `cell` is not used any more.
+        let cell = unsafe { task.cast::<Self>().as_ref() };
+        let result = loop {
+            match cell.header.state.start() {
+                // SAFETY: RUNNING is ours.
+                Start::Drop => match unsafe { cell.drop_future() } {
+                    Ok(()) => break Err(Failure::Cancelled),
+                    Err(payload) => break Err(Failure::Panic(payload)),
+                },
+                // SAFETY: RUNNING is ours, and while it is the task lives.
+                Start::Poll => match unsafe { cell.poll(&mut Context::from_waker(&g::lent_waker(task))) } {
+                    Poll::Ready(result) => break result,
+                    Poll::Pending => match cell.header.state.idle() {
+                        Idle::Parked => return Ran::Parked,
+                        // SAFETY: so `idle` says.
+                        Idle::Notified => return Ran::Yielded(unsafe { G::new(task) }),
+                        Idle::Cancelled => continue,
+                    },
+                },
+            }
+        };
+        // SAFETY: RUNNING is still ours, and the future is dropped.
+        unsafe { Self::complete(task, result) };
+        Ran::Done
+    }
+
+    /// The future is dropped before its output counts: a panic in that drop is the task's panic.
+    ///
+    /// # Safety
+    /// The caller has RUNNING, and the stage is the future. Not so any more after `Ready`.
+    unsafe fn poll(&self, cx: &mut Context<'_>) -> Poll<Result<F::Output, Failure>> {
+        let poll = || {
+            self.stage.with_mut(|stage| {
+                // SAFETY: RUNNING makes this the only access; the future stays where it is until it is dropped there.
+                let Stage::Future(future) = (unsafe { &mut *stage }) else { unreachable!("nothing to poll") };
+                // SAFETY: as above.
+                unsafe { Pin::new_unchecked(future) }.poll(cx)
+            })
+        };
+        let polled = match catch_unwind(AssertUnwindSafe(poll)) {
+            Ok(Poll::Pending) => return Poll::Pending,
+            Ok(Poll::Ready(output)) => Ok(output),
+            Err(payload) => Err(payload),
+        };
+        // SAFETY: as above.
+        let dropped = unsafe { self.drop_future() };
+        Poll::Ready(match (polled, dropped) {
+            (Ok(output), Ok(())) => Ok(output),
+            (Ok(output), Err(payload)) => {
+                quietly(|| drop(output));
+                Err(Failure::Panic(payload))
+            }
+            (Err(payload), dropped) => {
+                dropped.unwrap_or_else(discard);
+                Err(Failure::Panic(payload))
+            }
+        })
+    }
+
+    /// # Safety
+    /// The caller has RUNNING, and the stage is the future.
+    unsafe fn drop_future(&self) -> Result<(), Payload> {
+        self.stage.with_mut(|stage| {
+            // SAFETY: RUNNING makes this the only access. The future is dropped in its place because it may be pinned;
+            // what was dropped is overwritten, whether the drop panicked or not, so it is never dropped again.
+            unsafe {
+                let dropped = catch_unwind(AssertUnwindSafe(|| ptr::drop_in_place(stage)));
+                stage.write(Stage::Consumed);
+                dropped
+            }
+        })
+    }
+
+    /// # Safety
+    /// The caller has RUNNING, and the stage is consumed. Both, and the task, are lost to it.
+    unsafe fn complete(task: NonNull<Header>, result: Result<F::Output, Failure>) {
+        // SAFETY: the owned list's reference, until we release it below.
+        let cell = unsafe { task.cast::<Self>().as_ref() };
+        // SAFETY: RUNNING makes this the only access; nothing is overwritten that would need a drop.
+        cell.stage.with_mut(|stage| unsafe { stage.write(Stage::Output(result)) });
+        match cell.header.state.complete() {
+            // SAFETY: without a JoinHandle the output is ours.
+            Completed { join_interest: false, .. } => unsafe { Self::drop_output(task) },
+            Completed { join_waker: false, .. } => {}
+            _ => {
+                // SAFETY: a slot that was lent when the task completed is ours.
+                let waker = cell.header.join_waker.with_mut(|slot| unsafe { (*slot).take() });
+                // A foreign waker may do anything (S23).
+                quietly(|| waker.into_iter().for_each(|waker| waker.wake()));
+            }
+        }
+        // SAFETY: the task is alive, and of this scheduler. For one that was refused (and is in no list) the reference is
+        // there all the same.
+        unsafe {
+            cell.scheduler.owned().remove(task);
+            g::release(task);
+        }
+    }
+
+    unsafe fn schedule(task: NonNull<Header>, g: G) {
+        // SAFETY: the caller's reference keeps the cell, and so the scheduler, until this returns.
+        unsafe { task.cast::<Self>().as_ref() }.scheduler.schedule(g);
+    }
+
+    unsafe fn take_output(task: NonNull<Header>, to: *mut ()) {
+        // SAFETY: the caller vouches for the task, for `to`, and that the output is its own.
+        unsafe { *to.cast::<Option<Result<F::Output, Failure>>>() = task.cast::<Self>().as_ref().output() }
+    }
+
+    unsafe fn drop_output(task: NonNull<Header>) {
+        // SAFETY: the caller vouches for the task, and that the output is its own.
+        let cell = unsafe { task.cast::<Self>().as_ref() };
+        // SAFETY: as above.
+        let panicked = match unsafe { cell.output() } {
+            Some(Ok(output)) => catch_unwind(AssertUnwindSafe(|| drop(output))).err(),
+            Some(Err(Failure::Panic(payload))) => Some(payload),
+            Some(Err(Failure::Cancelled)) | None => None,
+        };
+        if let Some(payload) = panicked {
+            quietly(|| cell.scheduler.unjoined_panic(&cell.header.info, payload));
+        }
+    }
+
+    /// # Safety
+    /// The task is complete, and its output the caller's.
+    unsafe fn output(&self) -> Option<Result<F::Output, Failure>> {
+        // SAFETY: the stage of a complete task has one owner, the caller. There is no future in it to be moved.
+        match self.stage.with_mut(|stage| unsafe { mem::replace(&mut *stage, Stage::Consumed) }) {
+            Stage::Output(result) => Some(result),
+            Stage::Consumed => None,
+            Stage::Future(_) => unreachable!("a complete task has a future"),
+        }
+    }
+
+    /// Drops the `Arc` of the scheduler and nothing else: future, output and join waker are long gone, each at the hands
+    /// of its owner. So the drop of a waker, which may come anywhere, runs none of the task's code (S16).
+    unsafe fn dealloc(task: NonNull<Header>) {
+        // SAFETY: the caller released the last reference; the pointer is from the Box in `new`.
+        let cell = unsafe { Box::from_raw(task.cast::<Self>().as_ptr()) };
+        // Under loom these are also the check that all other accesses happened before.
+        // SAFETY: nobody else has the cell.
+        cell.stage.with_mut(|stage| debug_assert!(matches!(unsafe { &*stage }, Stage::Consumed)));
+        // SAFETY: as above.
+        cell.header.join_waker.with_mut(|slot| debug_assert!(unsafe { &*slot }.is_none()));
+    }
+}
+
+/// Runs code of which nobody waits to hear whether it panicked.
+pub(super) fn quietly(f: impl FnOnce()) {
+    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(discard);
+}
+
+/// Drops a panic's payload. If that panics too, the second payload is leaked: its drop might go on for ever.
+fn discard(payload: Payload) {
+    if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+        mem::forget(second);
+    }
+}
+
+/// A closure of `spawn_blocking` as a future that is ready when first polled.
+pub(crate) struct BlockingTask<F>(Option<F>);
+
+impl<F> BlockingTask<F> {
+    pub(crate) fn new(f: F) -> Self {
+        BlockingTask(Some(f))
+    }
+}
+
+// No pin is ever projected to the closure.
+impl<F> Unpin for BlockingTask<F> {}
+
+impl<F: FnOnce() -> R, R> Future for BlockingTask<F> {
+    type Output = R;
+
+    fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<R> {
+        let f = self.0.take().expect("a blocking task is polled once");
+        Poll::Ready(f())
+    }
+}

@@ -1,0 +1,93 @@
+//! The scheduler of this module's tests and models: a queue, and nobody who runs it but the test.
+
+use super::super::sync::Mutex;
+use super::{G, GList, JoinHandle, OwnedTasks, Ran, Schedule, TaskInfo, spawn};
+use std::any::Any;
+use std::panic::Location;
+use std::sync::Arc;
+
+pub(super) struct Rig {
+    owned: OwnedTasks,
+    queue: Mutex<GList>,
+    unjoined: std::sync::Mutex<Vec<Box<dyn Any + Send>>>,
+}
+
+impl Rig {
+    pub(super) fn new() -> Arc<Rig> {
+        Arc::new(Rig {
+            owned: OwnedTasks::new(2),
+            queue: Mutex::new(GList::new()),
+            unjoined: std::sync::Mutex::default(),
+        })
+    }
+
+    /// Spawns without queueing.
+    #[track_caller]
+    pub(super) fn make<F>(self: &Arc<Self>, future: F) -> (Option<G>, JoinHandle<F::Output>)
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        spawn(future, self.clone(), 1, false, Location::caller())
+    }
+
+    #[track_caller]
+    pub(super) fn spawn<F>(self: &Arc<Self>, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        let (g, join) = self.make(future);
+        g.into_iter().for_each(|g| self.schedule(g));
+        join
+    }
+
+    pub(super) fn next(&self) -> Option<G> {
+        self.queue.lock().pop_front()
+    }
+
+    /// Runs what is queued, and what that queues; returns the number of runs.
+    pub(super) fn run_all(&self) -> usize {
+        let runs = std::iter::from_fn(|| self.next()).map(|g| {
+            if let Ran::Yielded(g) = g.run() {
+                self.schedule(g);
+            }
+        });
+        runs.count()
+    }
+
+    /// As a runtime shuts down; see `owned.rs`. Nobody else runs tasks, so there is nothing to wait for.
+    pub(super) fn shutdown(&self) {
+        self.owned.cancel_all().for_each(G::cancel);
+        while let Some(g) = self.next() {
+            g.cancel();
+        }
+    }
+
+    pub(super) fn unjoined(&self) -> usize {
+        self.unjoined.lock().unwrap().len()
+    }
+
+    /// Every task is complete, and freed, or a reference to it is still there.
+    pub(super) fn end(self: Arc<Self>) {
+        assert!(self.owned.is_empty(), "a task is not complete");
+        assert!(Arc::into_inner(self).is_some(), "a task was not freed");
+    }
+}
+
+impl Schedule for Rig {
+    fn schedule(&self, g: G) {
+        self.queue.lock().push_back(g);
+    }
+
+    fn owned(&self) -> &OwnedTasks {
+        &self.owned
+    }
+
+    fn unjoined_panic(&self, _: &TaskInfo, payload: Box<dyn Any + Send>) {
+        let angry_hook = payload.is::<AngryHook>();
+        self.unjoined.lock().unwrap().push(payload);
+        assert!(!angry_hook, "the hook panics");
+    }
+}
+
+/// A payload that makes the rig's `unjoined_panic` panic.
+pub(super) struct AngryHook;

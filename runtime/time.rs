@@ -1,0 +1,312 @@
+//! Sleeps, timeouts, intervals: Go's `time.Sleep`, `context.WithTimeout`, `time.Ticker`, as futures.
+
+use super::budget;
+use super::proc::TimerHeap;
+use super::runtime::Handle;
+use super::timer::Key;
+use futures_core::Stream;
+use pin_project_lite::pin_project;
+use std::fmt;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+/// Waits until `duration` from now. A duration too long for the clock waits for ever.
+///
+/// # Panics
+/// Outside a runtime; and when it is awaited after its runtime has ended.
+///
+/// # Cancel safety
+/// Dropping it cancels the timer.
+///
+/// # Examples
+/// ```
+/// use std::time::{Duration, Instant};
+/// gopark::run(async {
+///     let start = Instant::now();
+///     gopark::time::sleep(Duration::from_millis(2)).await;
+///     assert!(start.elapsed() >= Duration::from_millis(2));
+/// });
+/// ```
+pub fn sleep(duration: Duration) -> Sleep {
+    sleep_until(after(Instant::now(), duration))
+}
+
+/// Waits until `deadline`. One in the past is over at once.
+///
+/// # Panics
+/// As [`sleep`].
+pub fn sleep_until(deadline: Instant) -> Sleep {
+    Sleep { heap: Handle::timer_heap("sleep"), deadline, timer: Timer::New }
+}
+
+/// `duration` after `start`, or as late as an `Instant` can be (trap TM5).
+fn after(start: Instant, duration: Duration) -> Instant {
+    // Some thirty years, where the clock would overflow.
+    start.checked_add(duration).unwrap_or_else(|| start + Duration::from_secs(1 << 30))
+}
+
+/// The future of [`sleep`] and [`sleep_until`].
+#[must_use = "a sleep does nothing unless it is awaited"]
+pub struct Sleep {
+    heap: Arc<TimerHeap>,
+    deadline: Instant,
+    timer: Timer,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Timer {
+    New,
+    Waiting(Key),
+    Elapsed,
+}
+
+impl Sleep {
+    /// When it ends.
+    pub fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// Whether it has ended. Exact, also while nobody awaits it.
+    pub fn is_elapsed(&self) -> bool {
+        self.timer == Timer::Elapsed || self.deadline <= Instant::now()
+    }
+
+    /// Gives it a new deadline, whether it has ended or not.
+    pub fn reset(&mut self, deadline: Instant) {
+        self.cancel();
+        self.deadline = deadline;
+        self.timer = Timer::New;
+    }
+
+    fn cancel(&mut self) {
+        if let Timer::Waiting(key) = self.timer {
+            drop(self.heap.timers().cancel(key));
+        }
+    }
+}
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        match self.timer {
+            Timer::Elapsed => return Poll::Ready(()),
+            Timer::Waiting(key) => {
+                if self.heap.timers().refresh(key, cx.waker()) {
+                    return Poll::Pending;
+                }
+                // It fired; or the runtime has ended, and whoever still waits has to hear of it.
+                if self.deadline > Instant::now() {
+                    gone();
+                }
+            }
+            Timer::New => {
+                if self.deadline > Instant::now() {
+                    match self.heap.insert(self.deadline, cx.waker()) {
+                        Some(key) => self.timer = Timer::Waiting(key),
+                        None => gone(),
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+        ready!(budget::poll_take(cx));
+        self.timer = Timer::Elapsed;
+        Poll::Ready(())
+    }
+}
+
+#[cold]
+fn gone() -> ! {
+    panic!("gopark: a sleep was awaited after its runtime had been shut down; await it inside `block_on` or `run`")
+}
+
+impl Drop for Sleep {
+    fn drop(&mut self) {
+        self.cancel();
+    }
+}
+
+impl fmt::Debug for Sleep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sleep").field("deadline", &self.deadline).field("timer", &self.timer).finish()
+    }
+}
+
+pin_project! {
+    /// The future of [`timeout`] and [`timeout_at`].
+    #[derive(Debug)]
+    #[must_use = "a timeout does nothing unless it is awaited"]
+    pub struct Timeout<F> {
+        #[pin]
+        future: F,
+        sleep: Sleep,
+    }
+}
+
+/// Waits for `future`, but not longer than `duration`.
+///
+/// # Errors
+/// [`Elapsed`], if the time is over first. The future is polled once in any case.
+///
+/// # Panics
+/// As [`sleep`].
+///
+/// # Cancel safety
+/// As safe as `future`.
+///
+/// # Examples
+/// ```
+/// use std::time::Duration;
+/// gopark::run(async {
+///     let late = gopark::time::timeout(Duration::from_millis(1), std::future::pending::<()>()).await;
+///     assert_eq!(std::io::Error::from(late.unwrap_err()).kind(), std::io::ErrorKind::TimedOut);
+/// });
+/// ```
+pub fn timeout<F: IntoFuture>(duration: Duration, future: F) -> Timeout<F::IntoFuture> {
+    timeout_at(after(Instant::now(), duration), future)
+}
+
+/// Waits for `future`, but not beyond `deadline`. Otherwise as [`timeout`].
+pub fn timeout_at<F: IntoFuture>(deadline: Instant, future: F) -> Timeout<F::IntoFuture> {
+    Timeout { future: future.into_future(), sleep: sleep_until(deadline) }
+}
+
+impl<F: Future> Future for Timeout<F> {
+    type Output = Result<F::Output, Elapsed>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        if let Poll::Ready(output) = this.future.poll(cx) {
+            return Poll::Ready(Ok(output));
+        }
+        // A future that has used up the budget must not keep the time from being looked at.
+        let _budget = budget::without_budget();
+        Pin::new(this.sleep).poll(cx).map(|()| Err(Elapsed(())))
+    }
+}
+
+/// The time of a [`timeout`] was over before its future was ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Elapsed(());
+
+impl fmt::Display for Elapsed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the deadline has passed")
+    }
+}
+
+impl std::error::Error for Elapsed {}
+
+impl From<Elapsed> for io::Error {
+    fn from(elapsed: Elapsed) -> io::Error {
+        io::Error::new(io::ErrorKind::TimedOut, elapsed)
+    }
+}
+
+/// Ticks every `period`; the first tick comes at once.
+///
+/// # Panics
+/// If `period` is zero; and as [`sleep`].
+///
+/// # Examples
+/// ```
+/// use std::time::{Duration, Instant};
+/// gopark::run(async {
+///     let start = Instant::now();
+///     let mut interval = gopark::time::interval(Duration::from_millis(1));
+///     for _ in 0..3 {
+///         interval.tick().await;
+///     }
+///     assert!(start.elapsed() >= Duration::from_millis(2));
+/// });
+/// ```
+pub fn interval(period: Duration) -> Interval {
+    interval_at(Instant::now(), period)
+}
+
+/// Ticks every `period`, for the first time at `start`. Otherwise as [`interval`].
+pub fn interval_at(start: Instant, period: Duration) -> Interval {
+    assert!(!period.is_zero(), "gopark: an interval's period must not be zero");
+    Interval { sleep: sleep_until(start), period, missed: MissedTick::default() }
+}
+
+/// What an [`Interval`] does after a tick that was taken late.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MissedTick {
+    /// Ticks without pause until it has caught up.
+    #[default]
+    Burst,
+    /// Counts the period from when the late tick was taken.
+    Delay,
+    /// Leaves out the ticks that were missed; the rest keep their times.
+    Skip,
+}
+
+/// Made by [`interval`] and [`interval_at`]. Also a stream that never ends.
+#[derive(Debug)]
+pub struct Interval {
+    sleep: Sleep,
+    period: Duration,
+    missed: MissedTick,
+}
+
+impl Interval {
+    /// Waits for the next tick; returns when it was due.
+    ///
+    /// # Cancel safety
+    /// Safe: a tick that is not taken comes again.
+    pub async fn tick(&mut self) -> Instant {
+        std::future::poll_fn(|cx| self.poll_tick(cx)).await
+    }
+
+    /// The same, to be polled.
+    pub fn poll_tick(&mut self, cx: &mut Context<'_>) -> Poll<Instant> {
+        ready!(Pin::new(&mut self.sleep).poll(cx));
+        let due = self.sleep.deadline();
+        let now = Instant::now();
+        let next = after(due, self.period);
+        self.sleep.reset(match self.missed {
+            _ if next > now => next,
+            MissedTick::Burst => next,
+            MissedTick::Delay => after(now, self.period),
+            MissedTick::Skip => {
+                let into = (now - due).as_nanos() % self.period.as_nanos();
+                // Less than the period, which here is less than the time since `due`: it fits.
+                after(now, self.period - Duration::from_nanos(into as u64))
+            }
+        });
+        Poll::Ready(due)
+    }
+
+    /// The time from tick to tick.
+    pub fn period(&self) -> Duration {
+        self.period
+    }
+
+    /// What happens after a late tick.
+    pub fn missed_tick(&self) -> MissedTick {
+        self.missed
+    }
+
+    /// Decides what happens after a late tick.
+    pub fn set_missed_tick(&mut self, missed: MissedTick) {
+        self.missed = missed;
+    }
+
+    /// The next tick comes one period from now.
+    pub fn reset(&mut self) {
+        self.sleep.reset(after(Instant::now(), self.period));
+    }
+}
+
+impl Stream for Interval {
+    type Item = Instant;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Instant>> {
+        self.poll_tick(cx).map(Some)
+    }
+}

@@ -1,0 +1,300 @@
+//! A P's timers: Go's runtime/time.go.
+//!
+//! A heap of (when, which, generation) with lazy cancel: a cancelled entry stays in the heap, dead, until it comes to
+//! the top or until the dead outnumber the living (trap TM6), when one sweep takes them all out.
+
+use super::sync::Mutex;
+use super::wake_list::WakeList;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Waker;
+
+/// Later than any deadline.
+pub(crate) const NEVER: u64 = u64::MAX;
+
+/// A timer that was inserted. Firing and cancelling end it; the key then fits nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Key {
+    slot: u32,
+    generation: u32,
+}
+
+/// What became of an insertion.
+#[derive(Debug)]
+#[must_use]
+pub(crate) enum Inserted {
+    /// `earliest`: no timer of this heap is due before it, so a sleeping poller may have to be told.
+    Waiting { key: Key, earliest: bool },
+    /// The runtime is gone.
+    Gone,
+}
+
+/// One heap, for any thread.
+#[derive(Debug)]
+pub(crate) struct Timers {
+    /// When the first entry is due: a look without the lock. Changed under it.
+    next_when: AtomicU64,
+    heap: Mutex<Heap>,
+}
+
+#[derive(Debug, Default)]
+struct Heap {
+    queue: BinaryHeap<Reverse<(u64, u32, u32)>>,
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    live: usize,
+    gone: bool,
+}
+
+#[derive(Debug)]
+struct Slot {
+    generation: u32,
+    waker: Option<Waker>,
+}
+
+impl Timers {
+    pub(crate) fn new() -> Self {
+        Timers { next_when: AtomicU64::new(NEVER), heap: Mutex::new(Heap::default()) }
+    }
+
+    /// When the first timer is due; `NEVER` if there is none. May be too early (a cancelled one), never too late for
+    /// whoever's fence pairs with that of the inserter.
+    pub(crate) fn next_when(&self) -> u64 {
+        self.next_when.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn insert(&self, when: u64, waker: &Waker) -> Inserted {
+        // Cloned before the lock: a foreign waker's clone may run anything (trap S18).
+        let waker = waker.clone();
+        let mut heap = self.heap.lock();
+        if heap.gone {
+            drop(heap);
+            return Inserted::Gone;
+        }
+        let slot = heap.free.pop().unwrap_or_else(|| {
+            heap.slots.push(Slot { generation: 0, waker: None });
+            (heap.slots.len() - 1) as u32
+        });
+        let entry = &mut heap.slots[slot as usize];
+        entry.waker = Some(waker);
+        let generation = entry.generation;
+        heap.queue.push(Reverse((when, slot, generation)));
+        heap.live += 1;
+        let earliest = when < self.next_when();
+        if earliest {
+            self.next_when.store(when, Ordering::Relaxed);
+        }
+        Inserted::Waiting { key: Key { slot, generation }, earliest }
+    }
+
+    /// Sees to it that the timer wakes `waker`. False: it has fired.
+    pub(crate) fn refresh(&self, key: Key, waker: &Waker) -> bool {
+        match self.heap.lock().entry(key) {
+            None => return false,
+            Some(entry) if entry.waker.as_ref().is_some_and(|w| w.will_wake(waker)) => return true,
+            Some(_) => {}
+        }
+        let mut new = Some(waker.clone());
+        let mut heap = self.heap.lock();
+        let Some(entry) = heap.entry(key) else {
+            drop(heap);
+            return false;
+        };
+        std::mem::swap(&mut entry.waker, &mut new);
+        drop(heap);
+        drop(new);
+        true
+    }
+
+    /// Ends the timer. Its waker, if it had not fired, is the caller's to drop.
+    pub(crate) fn cancel(&self, key: Key) -> Option<Waker> {
+        let mut heap = self.heap.lock();
+        let waker = heap.end(key)?;
+        if heap.queue.len() > 2 * heap.live {
+            heap.sweep();
+        }
+        self.next_when.store(heap.next_when(), Ordering::Relaxed);
+        Some(waker)
+    }
+
+    /// Ends every timer that is due. Returns when the next one is.
+    pub(crate) fn expire(&self, now: u64, list: &mut WakeList) -> u64 {
+        if self.next_when() > now {
+            return self.next_when();
+        }
+        let mut heap = self.heap.lock();
+        while let Some(&Reverse((when, slot, generation))) = heap.queue.peek() {
+            let waker = heap.entry(Key { slot, generation }).is_some();
+            if waker && when > now {
+                break;
+            }
+            heap.queue.pop();
+            if let Some(waker) = heap.end(Key { slot, generation }) {
+                list.wake(waker);
+            }
+        }
+        let next = heap.next_when();
+        self.next_when.store(next, Ordering::Relaxed);
+        next
+    }
+
+    /// The runtime ends: refuses new timers and wakes whoever waits for one.
+    pub(crate) fn shut(&self, list: &mut WakeList) {
+        let mut heap = self.heap.lock();
+        heap.gone = true;
+        for slot in 0..heap.slots.len() as u32 {
+            let generation = heap.slots[slot as usize].generation;
+            if let Some(waker) = heap.end(Key { slot, generation }) {
+                list.wake(waker);
+            }
+        }
+        heap.queue.clear();
+        self.next_when.store(NEVER, Ordering::Relaxed);
+    }
+}
+
+impl Heap {
+    /// The slot behind a key, while the timer waits.
+    fn entry(&mut self, key: Key) -> Option<&mut Slot> {
+        self.slots.get_mut(key.slot as usize).filter(|s| s.generation == key.generation && s.waker.is_some())
+    }
+
+    /// Frees the slot behind a key; the entry in the queue is dead from then on.
+    fn end(&mut self, key: Key) -> Option<Waker> {
+        let entry = self.entry(key)?;
+        let waker = entry.waker.take();
+        entry.generation = entry.generation.wrapping_add(1);
+        self.free.push(key.slot);
+        self.live -= 1;
+        waker
+    }
+
+    fn sweep(&mut self) {
+        let slots = &self.slots;
+        self.queue.retain(|Reverse((_, slot, generation))| slots[*slot as usize].generation == *generation);
+    }
+
+    fn next_when(&self) -> u64 {
+        self.queue.peek().map_or(NEVER, |Reverse((when, ..))| *when)
+    }
+}
+
+#[cfg(all(test, not(gopark_loom)))]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
+    use std::task::Wake;
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn counter() -> (Arc<Count>, Waker) {
+        let count = Arc::new(Count::default());
+        (count.clone(), Waker::from(count))
+    }
+
+    fn key(inserted: Inserted) -> Key {
+        match inserted {
+            Inserted::Waiting { key, .. } => key,
+            Inserted::Gone => panic!("gone"),
+        }
+    }
+
+    fn fire(timers: &Timers, now: u64) -> u64 {
+        let mut list = WakeList::default();
+        let next = timers.expire(now, &mut list);
+        list.deliver();
+        next
+    }
+
+    #[test]
+    fn insert_and_expire_in_order() {
+        let timers = Timers::new();
+        let (count, waker) = counter();
+        for when in [30, 10, 20, 10] {
+            let _ = key(timers.insert(when, &waker));
+        }
+        assert_eq!(timers.next_when(), 10);
+        for (now, fired, next) in [(9, 0, 10), (10, 2, 20), (25, 3, 30), (30, 4, NEVER)] {
+            assert_eq!(fire(&timers, now), next);
+            assert_eq!(count.0.load(Ordering::Relaxed), fired);
+        }
+    }
+
+    /// Trap TM2: fire and cancel exclude each other, and a key never fits a later timer in its slot.
+    #[test]
+    fn expire_and_cancel() {
+        let timers = Timers::new();
+        let (count, waker) = counter();
+        let old = key(timers.insert(10, &waker));
+        fire(&timers, 10);
+        assert!(timers.cancel(old).is_none());
+        let new = key(timers.insert(10, &waker));
+        assert!(timers.cancel(old).is_none() && !timers.refresh(old, &waker));
+        assert!(timers.cancel(new).is_some());
+        fire(&timers, 10);
+        assert_eq!(count.0.load(Ordering::Relaxed), 1);
+    }
+
+    /// Trap TM5: the ends of the range.
+    #[test]
+    fn zero_and_the_far_future() {
+        let timers = Timers::new();
+        let (count, waker) = counter();
+        let _ = key(timers.insert(NEVER - 1, &waker));
+        let _ = key(timers.insert(0, &waker));
+        assert_eq!(fire(&timers, 0), NEVER - 1);
+        assert_eq!(fire(&timers, NEVER - 1), NEVER);
+        assert_eq!(count.0.load(Ordering::Relaxed), 2);
+    }
+
+    /// Trap TM6: dead entries never outnumber live ones, and every waker is given back.
+    #[test]
+    fn cancel_does_not_pile_up() {
+        let timers = Timers::new();
+        let (count, waker) = counter();
+        let kept: Vec<_> = (0..100).map(|n| key(timers.insert(1_000_000 + n, &waker))).collect();
+        for n in 0..10_000 {
+            assert!(timers.cancel(key(timers.insert(2_000_000 + n, &waker))).is_some());
+            let heap = timers.heap.lock();
+            assert!(heap.queue.len() <= 2 * heap.live, "{} entries, {} alive", heap.queue.len(), heap.live);
+        }
+        for k in kept {
+            assert!(timers.cancel(k).is_some());
+        }
+        assert_eq!(timers.next_when(), NEVER);
+        drop(waker);
+        assert_eq!(Arc::strong_count(&count), 1);
+    }
+
+    #[test]
+    fn refresh_and_expire_wakes_the_new_waker_only() {
+        let timers = Timers::new();
+        let ((old, old_waker), (new, new_waker)) = (counter(), counter());
+        let k = key(timers.insert(10, &old_waker));
+        assert!(timers.refresh(k, &new_waker));
+        fire(&timers, 10);
+        assert_eq!((old.0.load(Ordering::Relaxed), new.0.load(Ordering::Relaxed)), (0, 1));
+    }
+
+    #[test]
+    fn shut_wakes_and_refuses() {
+        let timers = Timers::new();
+        let (count, waker) = counter();
+        let k = key(timers.insert(10, &waker));
+        let mut list = WakeList::default();
+        timers.shut(&mut list);
+        list.deliver();
+        assert_eq!(count.0.load(Ordering::Relaxed), 1);
+        assert!(matches!(timers.insert(10, &waker), Inserted::Gone));
+        assert!(timers.cancel(k).is_none());
+    }
+}

@@ -1,0 +1,81 @@
+//! What is to be woken once no lock is held: the list that Go's `netpoll` returns (runtime/netpoll.go, `gList`).
+
+use super::task::{self, G, GList};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::task::Waker;
+
+/// A slot whose turn was handed to one waiter while others still wait: looked at once more before an M goes idle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Baton {
+    /// The descriptor's index, four times, plus which of its slots it is.
+    pub(crate) slot: u32,
+    pub(crate) fdseq: u32,
+}
+
+/// Collected under a lock, worked off without one: own tasks first, then foreign wakers, then what is only dropped.
+#[derive(Debug, Default)]
+pub(crate) struct WakeList {
+    /// gopark's own tasks, already notified: whoever holds the list queues them.
+    pub(crate) gs: GList,
+    /// Wakers of other executors. Their code may panic or call back.
+    foreign: Vec<Waker>,
+    /// Wakers that nobody needs any more. Dropping one may run its owner's code.
+    spent: Vec<Waker>,
+    pub(crate) batons: Vec<Baton>,
+}
+
+impl WakeList {
+    /// Notes that the task behind `waker` must run. Runs no code of the waker's: own tasks change their state word.
+    pub(crate) fn wake(&mut self, waker: Waker) {
+        if self.wake_own(&waker) { self.spent.push(waker) } else { self.foreign.push(waker) }
+    }
+
+    /// The same for a waker that stays where it is. False: it belongs to another executor.
+    pub(crate) fn wake_own(&mut self, waker: &Waker) -> bool {
+        let Some(task) = task::from_waker(waker) else { return false };
+        if let Some(g) = task.notify() {
+            self.gs.push_back(g);
+        }
+        true
+    }
+
+    /// Notes that `waker` is to be dropped.
+    pub(crate) fn drop_later(&mut self, waker: Option<Waker>) {
+        self.spent.extend(waker);
+    }
+
+    /// Schedules the own tasks wherever they belong, then wakes and drops the rest. For callers that are not a P.
+    pub(crate) fn deliver(&mut self) {
+        while let Some(g) = self.gs.pop_front() {
+            g.submit();
+        }
+        self.wake_foreign();
+    }
+
+    /// Wakes and drops what is not the scheduler's. Called under no lock (traps S16, S18); a panic stays here (S23).
+    pub(crate) fn wake_foreign(&mut self) {
+        for waker in self.foreign.drain(..) {
+            caught(|| waker.wake());
+        }
+        for waker in self.spent.drain(..) {
+            caught(|| drop(waker));
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.gs.is_empty() && self.foreign.is_empty() && self.spent.is_empty()
+    }
+
+    pub(crate) fn pop(&mut self) -> Option<G> {
+        self.gs.pop_front()
+    }
+}
+
+/// Runs a piece of user code whose panic must end nothing but itself; a payload that panics in its drop is leaked.
+pub(crate) fn caught(f: impl FnOnce()) {
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(f)) {
+        if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+            std::mem::forget(second);
+        }
+    }
+}
