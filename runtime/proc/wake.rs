@@ -183,7 +183,8 @@ pub(crate) fn without_p<R>(f: impl FnOnce() -> R) -> R {
         }
     }
     let held = super::current(|m| m.filter(|m| m.p.get().is_some()).inspect(|m| m.drop_p()).is_some());
-    let _retake = held.then_some(Retake);
+    // Not `then_some`: a value that is made is dropped, and so takes a P.
+    let _retake = held.then(|| Retake);
     let _budget = crate::runtime::budget::without_budget();
     f()
 }
