@@ -62,8 +62,13 @@ impl WakeList {
         }
     }
 
+    /// Is there anything in it whose code is not the runtime's?
+    pub(crate) fn has_wakers(&self) -> bool {
+        !(self.foreign.is_empty() && self.spent.is_empty())
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
-        self.gs.is_empty() && self.foreign.is_empty() && self.spent.is_empty()
+        self.gs.is_empty() && !self.has_wakers()
     }
 
     pub(crate) fn pop(&mut self) -> Option<G> {

@@ -29,6 +29,8 @@ pub(super) struct Check {
     urgent: Cell<bool>,
     /// The tick and the time from which the present stretch of work is measured.
     since: Cell<Option<(u32, u64)>>,
+    /// When this M last asked the network, or had nothing else to do.
+    polled: Cell<u64>,
     /// Nanoseconds that a task took, on average, in the last stretch.
     cost: Cell<u64>,
 }
@@ -44,25 +46,27 @@ impl Check {
         self.urgent.get() || tick.wrapping_sub(self.at.get()) as i32 >= 0
     }
 
-    /// Begins a stretch of work; returns how long the last one took, 0 if there was none.
-    fn begin(&self, tick: u32, now: u64) -> u64 {
-        let elapsed = self.end(tick, || now);
+    /// Begins a stretch of work. True: it is time to ask the network.
+    fn begin(&self, tick: u32, now: u64) -> bool {
+        let at_work = self.since.get().is_some();
+        self.end(tick, || now);
         self.since.set(Some((tick, now)));
-        elapsed
+        let due = self.urgent.take() || at_work && now.saturating_sub(self.polled.get()) >= CHECK_NS;
+        if due || !at_work {
+            self.polled.set(now);
+        }
+        due
     }
 
     /// The work is done, or too little to be worth a look at the clock. The next look is a full interval away.
-    fn end(&self, tick: u32, now: impl FnOnce() -> u64) -> u64 {
-        let mut elapsed = 0;
+    fn end(&self, tick: u32, now: impl FnOnce() -> u64) {
         if let Some((first, since)) = self.since.take() {
-            elapsed = now().saturating_sub(since);
             if tick != first {
-                self.cost.set(elapsed / u64::from(tick.wrapping_sub(first)));
+                self.cost.set(now().saturating_sub(since) / u64::from(tick.wrapping_sub(first)));
             }
         }
         let ticks = (CHECK_NS / self.cost.get().max(1)).clamp(1, CHECK_TICKS.into());
         self.at.set(tick.wrapping_add(ticks as u32));
-        elapsed
     }
 }
 
@@ -101,10 +105,10 @@ impl M {
         }
         p.attention.store(false, Ordering::Relaxed);
         let now = self.sched.now();
-        let elapsed = self.check.begin(tick, now);
+        let ask_network = self.check.begin(tick, now);
         let list = &mut *self.list.borrow_mut();
         self.sched.expire_timers(now, list);
-        if self.check.urgent.take() || elapsed >= CHECK_NS {
+        if ask_network {
             // "False" is as good: another M polls.
             self.sched.netpoll.netpoll(list);
         }
@@ -190,6 +194,10 @@ impl M {
     /// does.
     fn go_idle(&self, p: PId) -> Idled {
         let sched = &*self.sched;
+        if !self.shared.remote.is_empty() {
+            // A foreign waker that ran meanwhile has spawned or woken something.
+            return Idled::Again;
+        }
         self.check.end(self.tick.get(), || sched.now());
         let spinning = self.spinning.take();
         self.clear_holder();
@@ -208,7 +216,9 @@ impl M {
         }
         if sched.work_waiting() || sched.blocking.is_waiting() || sched.stopping() {
             if let Some(p) = sched.idle.retract(self.shared.id, role) {
-                sched.netpoll.set_poll_until(0);
+                if role == Role::Poll {
+                    sched.netpoll.set_poll_until(0);
+                }
                 self.take_p(p, true);
                 if sched.blocking.is_waiting() {
                     // No thread could be started for it.
@@ -294,26 +304,23 @@ impl M {
         }
     }
 
-    /// The first task of a harvest is this M's next; the rest are queued in order, and then foreign wakers run.
+    /// The first task of a harvest is this M's next; the rest are queued in order.
     fn take_first(&self, list: &mut WakeList) -> Option<G> {
-        let sched = &*self.sched;
-        let mut first = None;
-        while let Some(g) = list.pop() {
-            if first.is_none() {
-                sched.route(g, |g| first = Some(g));
-            } else {
-                sched.route(g, |g| self.local.push(g, &sched.global));
-            }
+        if list.has_wakers() {
+            // Foreign wakers may block: no task waits in this thread's hands meanwhile.
+            self.queue_all(list);
+            return None;
         }
-        self.share_backlog();
-        list.wake_foreign();
+        let mut first = None;
+        while let (None, Some(g)) = (&first, list.pop()) {
+            self.sched.route(g, |g| first = Some(g));
+        }
+        self.queue_all(list);
         first
     }
 
+    /// Queues a harvest behind what waits already; then foreign wakers run.
     fn queue_all(&self, list: &mut WakeList) {
-        if list.is_empty() {
-            return;
-        }
         while let Some(g) = list.pop() {
             self.sched.route(g, |g| self.local.push(g, &self.sched.global));
         }

@@ -291,6 +291,13 @@ impl Sched {
     /// After `stop`: waits until all threads are done, at most until `deadline`. Returns how many are not.
     pub(crate) fn wait_ended(&self, deadline: Option<Instant>) -> usize {
         let mut threads = self.threads.lock().expect("no panic under this lock");
+        if threads.handles.is_empty() && !threads.ended {
+            // Not even the first thread could be started: there is no last one to clean up.
+            threads.ended = true;
+            drop(threads);
+            self.clean_up();
+            return 0;
+        }
         while !threads.ended {
             let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
             threads = match left {

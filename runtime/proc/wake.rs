@@ -60,7 +60,7 @@ impl Sched {
             Wakeup::Start(p) => {
                 // A refusal (EAGAIN) leaves the P idle and the work where it is: the Ms there are come to it, and each
                 // later wake tries again (trap S5).
-                if self.stopping() || self.start_m(Orders::Run(p)).is_err() {
+                if self.start_m(Orders::Run(p)).is_err() {
                     self.idle.unstart(p);
                 }
             }
@@ -92,8 +92,8 @@ impl Sched {
     pub(crate) fn start_m(&self, orders: Orders) -> io::Result<()> {
         let sched = self.this.upgrade().expect("whoever calls this holds an Arc");
         let mut threads = self.threads.lock().expect("no panic under this lock");
-        if threads.ended || threads.alive >= self.config.procs as usize + self.config.max_threads {
-            return Err(io::Error::new(io::ErrorKind::QuotaExceeded, "max_threads are running"));
+        if self.stopping() || threads.alive >= self.config.procs as usize + self.config.max_threads {
+            return Err(io::Error::new(io::ErrorKind::QuotaExceeded, "the runtime ends, or max_threads are running"));
         }
         let (local, remote) = queue::local();
         let shared = {
@@ -108,8 +108,14 @@ impl Sched {
         if let Some(size) = self.config.stack_size {
             builder = builder.stack_size(size);
         }
-        let handle = builder.spawn(move || M::main(sched, shared, local, orders))?;
-        threads.handles.push(handle);
+        match builder.spawn(move || M::main(sched, shared, local, orders)) {
+            Ok(handle) => threads.handles.push(handle),
+            Err(error) => {
+                // Still the last: whoever adds one holds the lock of `threads`.
+                self.ms.lock().expect("no panic under this lock").pop();
+                return Err(error);
+            }
+        }
         threads.alive += 1;
         Ok(())
     }
