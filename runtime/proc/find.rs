@@ -312,7 +312,8 @@ impl M {
             return None;
         }
         let mut first = None;
-        while let (None, Some(g)) = (&first, list.pop()) {
+        while first.is_none() {
+            let Some(g) = list.pop() else { break };
             self.sched.route(g, |g| first = Some(g));
         }
         self.queue_all(list);
