@@ -1,4 +1,4 @@
-//! Where tasks wait for a thread: the run-next slot, an M's local queue, the global queue. Go's `runqput`, `runqget`,
+//! Where tasks wait for a thread: the run-next slot, an M's local queues, the global queue. Go's `runqput`, `runqget`,
 //! `runqsteal` and `globrunqput` (runtime/proc.go). The only file that knows crossbeam-deque.
 //!
 //! The global queue is a list under a lock, as Go's is, and not a crossbeam `Injector`, which allocates a block for
@@ -35,6 +35,8 @@ impl Raw {
 /// The owner's side of an M's queue.
 pub(crate) struct Local {
     worker: Worker<Raw>,
+    /// Tasks whose timer has expired: late already, they do not go behind what was spawned a moment ago.
+    due: Worker<Raw>,
     /// The queue was full: newcomers go to the global queue until this one is half empty.
     ///
     /// Go and tokio move the older half out at this point. It then waits behind every newcomer, since a local queue is
@@ -47,6 +49,7 @@ pub(crate) struct Local {
 #[derive(Debug)]
 pub(crate) struct Remote {
     stealer: Stealer<Raw>,
+    due: Stealer<Raw>,
     /// The task that runs next (Go's `runnext`): the one most lately woken, whose data is still in the cache.
     next: AtomicPtr<Header>,
 }
@@ -58,9 +61,9 @@ impl std::fmt::Debug for Raw {
 }
 
 pub(crate) fn local() -> (Local, Remote) {
-    let worker = Worker::new_fifo();
-    let remote = Remote { stealer: worker.stealer(), next: AtomicPtr::new(ptr::null_mut()) };
-    (Local { worker, spilling: Cell::new(false) }, remote)
+    let (worker, due) = (Worker::new_fifo(), Worker::new_fifo());
+    let remote = Remote { stealer: worker.stealer(), due: due.stealer(), next: AtomicPtr::new(ptr::null_mut()) };
+    (Local { worker, due, spilling: Cell::new(false) }, remote)
 }
 
 impl Local {
@@ -72,6 +75,15 @@ impl Local {
         } else {
             self.worker.push(Raw::new(g));
         }
+    }
+
+    /// Queues a task whose timer has expired.
+    pub(crate) fn push_due(&self, g: G) {
+        self.due.push(Raw::new(g));
+    }
+
+    pub(crate) fn pop_due(&self) -> Option<G> {
+        self.due.pop().map(Raw::into_g)
     }
 
     /// The task that has waited longest here. After a spill, what was spilled follows in its order.
@@ -99,21 +111,15 @@ impl Local {
     pub(crate) fn drain(&self, remote: &Remote) -> GList {
         let mut all = GList::new();
         self.spilling.set(false);
-        while let Some(g) = remote.take_next().or_else(|| self.worker.pop().map(Raw::into_g)) {
+        while let Some(g) = self.pop_due().or_else(|| remote.take_next()).or_else(|| self.worker.pop().map(Raw::into_g)) {
             all.push_back(g);
         }
         all
     }
 
-    /// Takes half of another M's queue and returns the first of it. Go's `runqsteal`.
+    /// Takes half of another M's queues and returns the first of it. Go's `runqsteal`.
     pub(crate) fn steal(&self, from: &Remote) -> Option<G> {
-        loop {
-            match from.stealer.steal_batch_and_pop(&self.worker) {
-                Steal::Success(raw) => return Some(raw.into_g()),
-                Steal::Empty => return None,
-                Steal::Retry => {}
-            }
-        }
+        steal_half(&from.due, &self.due).or_else(|| steal_half(&from.stealer, &self.worker))
     }
 }
 
@@ -134,7 +140,17 @@ impl Remote {
 
     /// Is there anything to steal?
     pub(crate) fn is_empty(&self) -> bool {
-        self.stealer.is_empty() && self.next.load(Ordering::Relaxed).is_null()
+        self.stealer.is_empty() && self.due.is_empty() && self.next.load(Ordering::Relaxed).is_null()
+    }
+}
+
+fn steal_half(from: &Stealer<Raw>, to: &Worker<Raw>) -> Option<G> {
+    loop {
+        match from.steal_batch_and_pop(to) {
+            Steal::Success(raw) => return Some(raw.into_g()),
+            Steal::Empty => return None,
+            Steal::Retry => {}
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 const CHECK_TICKS: u32 = 61;
 /// It looks more often if that many tasks take longer than this.
 const CHECK_NS: u64 = 500_000;
-/// Tasks that may come from the run-next slot in a row while others wait (trap S2).
+/// Tasks that may overtake the local queue in a row (trap S2).
 const STREAK: u32 = 3;
 /// A harvest wakes another M if it holds more work than this one does in so long a time.
 const BACKLOG_NS: u64 = 1_000_000;
@@ -108,26 +108,27 @@ impl M {
         let ask_network = self.check.begin(tick, now);
         let list = &mut *self.list.borrow_mut();
         self.sched.expire_timers(now, list);
+        self.queue_all(list, Lane::Due);
         if ask_network {
             // "False" is as good: another M polls.
             self.sched.netpoll.netpoll(list);
+            self.queue_all(list, Lane::Back);
         }
-        // Behind what waits already.
-        self.queue_all(list);
         self.sched.global.pop()
     }
 
-    /// The run-next slot, then the local queue.
+    /// What is due, the run-next slot, then the local queue.
     fn next_local(&self) -> Option<G> {
+        let (local, remote) = (&self.local, &self.shared.remote);
         let streak = self.streak.get();
         if streak < STREAK {
-            if let Some(g) = self.shared.remote.take_next() {
+            if let Some(g) = local.pop_due().or_else(|| remote.take_next()) {
                 self.streak.set(streak + 1);
                 return Some(g);
             }
         }
         self.streak.set(0);
-        self.local.pop(&self.sched.global).or_else(|| self.shared.remote.take_next())
+        local.pop(&self.sched.global).or_else(|| local.pop_due()).or_else(|| remote.take_next())
     }
 
     /// With nothing of its own: the global queue, due timers, other Ms' queues, slots whose turn got lost.
@@ -146,7 +147,7 @@ impl M {
             if next <= now {
                 let list = &mut *self.list.borrow_mut();
                 self.sched.expire_timers(now, list);
-                if let Some(g) = self.take_first(list) {
+                if let Some(g) = self.take_first(list, Lane::Due) {
                     return Some(g);
                 }
             }
@@ -156,7 +157,7 @@ impl M {
         }
         let list = &mut *self.list.borrow_mut();
         self.sched.netpoll.pass_batons(list);
-        self.take_first(list)
+        self.take_first(list, Lane::Back)
     }
 
     /// Four rounds over the other Ms in random order; their run-next slots only in the last. Go's `stealWork`.
@@ -269,7 +270,7 @@ impl M {
         if list.gs.len() > 1 {
             self.check.begin(self.tick.get(), sched.now());
         }
-        self.take_first(list).map_or(Idled::Again, Idled::Found)
+        self.take_first(list, Lane::Back).map_or(Idled::Again, Idled::Found)
     }
 
     /// Rests until somebody has a use for it; an idle P is use enough. False: the runtime ends.
@@ -305,10 +306,10 @@ impl M {
     }
 
     /// The first task of a harvest is this M's next; the rest are queued in order.
-    fn take_first(&self, list: &mut WakeList) -> Option<G> {
+    fn take_first(&self, list: &mut WakeList, lane: Lane) -> Option<G> {
         if list.has_wakers() {
             // Foreign wakers may block: no task waits in this thread's hands meanwhile.
-            self.queue_all(list);
+            self.queue_all(list, lane);
             return None;
         }
         let mut first = None;
@@ -316,14 +317,17 @@ impl M {
             let Some(g) = list.pop() else { break };
             self.sched.route(g, |g| first = Some(g));
         }
-        self.queue_all(list);
+        self.queue_all(list, lane);
         first
     }
 
     /// Queues a harvest behind what waits already; then foreign wakers run.
-    fn queue_all(&self, list: &mut WakeList) {
+    fn queue_all(&self, list: &mut WakeList, lane: Lane) {
         while let Some(g) = list.pop() {
-            self.sched.route(g, |g| self.local.push(g, &self.sched.global));
+            self.sched.route(g, |g| match lane {
+                Lane::Due => self.local.push_due(g),
+                Lane::Back => self.local.push(g, &self.sched.global),
+            });
         }
         self.share_backlog();
         list.wake_foreign();
@@ -354,6 +358,15 @@ impl Sched {
     pub(crate) fn route(&self, g: G, here: impl FnOnce(G)) {
         if g.belongs_to(std::ptr::from_ref(self).cast()) { here(g) } else { g.submit() }
     }
+}
+
+/// Where a harvest is queued.
+#[derive(Clone, Copy)]
+enum Lane {
+    /// Behind what waits already.
+    Back,
+    /// Before it: timers.
+    Due,
 }
 
 /// How an M's rest ended.
