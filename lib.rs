@@ -41,6 +41,9 @@ compile_error!(
     "gopark is made for Linux: it stands on epoll, eventfd and futex. On other systems, use another runtime."
 );
 
+#[cfg(all(target_os = "linux", not(target_pointer_width = "64")))]
+compile_error!("gopark is made for 64-bit Linux: on 32 bits the kernel's time has another layout.");
+
 #[cfg(not(gopark_loom))]
 pub mod net;
 mod runtime;

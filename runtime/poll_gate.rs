@@ -116,8 +116,8 @@ impl Gate {
     /// After the system call. `left`: it did not drain the kernel.
     #[inline]
     pub(crate) fn finish(&self, side: Side, left: bool) {
-        if left {
-            self.serve(|list| self.slot(side).finish(true, list));
+        if left && !self.slot(side).finish() {
+            self.serve(|list| self.slot(side).hand_on(list));
         }
     }
 
@@ -131,21 +131,21 @@ impl Gate {
         self.serve(|list| self.slot(side).arm(waiter, waker, also_try, list))
     }
 
+    /// An operation that waited has come to its end: see [`Slot::leave`].
+    #[inline]
     pub(crate) fn leave(&self, side: Side, ticket: &mut Ticket, dropped: bool) {
-        if *ticket != 0 {
+        let ticket = std::mem::take(ticket);
+        if !self.slot(side).has_left(ticket) {
             self.serve(|list| self.slot(side).leave(ticket, dropped, list));
         }
     }
 
     /// Does something to a slot, and wakes whom it chose.
-    #[inline]
     fn serve<R>(&self, f: impl FnOnce(&mut WakeList) -> R) -> R {
         let mut list = WakeList::default();
         let result = f(&mut list);
-        if !list.is_empty() {
-            self.netpoll.keep_batons(&mut list);
-            list.deliver();
-        }
+        self.netpoll.keep_batons(&mut list);
+        list.deliver();
         result
     }
 

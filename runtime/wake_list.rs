@@ -17,17 +17,25 @@ pub(crate) struct Baton {
 pub(crate) struct WakeList {
     /// gopark's own tasks, already notified: whoever holds the list queues them.
     pub(crate) gs: GList,
+    /// Rarely needed, so that an empty list is cheap to make and to drop.
+    rest: Option<Box<Rest>>,
+}
+
+#[derive(Debug, Default)]
+struct Rest {
     /// Wakers of other executors. Their code may panic or call back.
     foreign: Vec<Waker>,
     /// Wakers that nobody needs any more. Dropping one may run its owner's code.
     spent: Vec<Waker>,
-    pub(crate) batons: Vec<Baton>,
+    batons: Vec<Baton>,
 }
 
 impl WakeList {
     /// Notes that the task behind `waker` must run. Runs no code of the waker's: own tasks change their state word.
     pub(crate) fn wake(&mut self, waker: Waker) {
-        if self.wake_own(&waker) { self.spent.push(waker) } else { self.foreign.push(waker) }
+        let own = self.wake_own(&waker);
+        let rest = self.rest();
+        if own { rest.spent.push(waker) } else { rest.foreign.push(waker) }
     }
 
     /// The same for a waker that stays where it is. False: it belongs to another executor.
@@ -41,7 +49,17 @@ impl WakeList {
 
     /// Notes that `waker` is to be dropped.
     pub(crate) fn drop_later(&mut self, waker: Option<Waker>) {
-        self.spent.extend(waker);
+        if let Some(waker) = waker {
+            self.rest().spent.push(waker);
+        }
+    }
+
+    pub(crate) fn add_baton(&mut self, baton: Baton) {
+        self.rest().batons.push(baton);
+    }
+
+    pub(crate) fn take_batons(&mut self) -> Vec<Baton> {
+        self.rest.as_mut().map(|rest| std::mem::take(&mut rest.batons)).unwrap_or_default()
     }
 
     /// Schedules the own tasks wherever they belong, then wakes and drops the rest. For callers that are not a P.
@@ -54,17 +72,18 @@ impl WakeList {
 
     /// Wakes and drops what is not the scheduler's. Called under no lock (traps S16, S18); a panic stays here (S23).
     pub(crate) fn wake_foreign(&mut self) {
-        for waker in self.foreign.drain(..) {
+        let Some(rest) = &mut self.rest else { return };
+        for waker in rest.foreign.drain(..) {
             caught(|| waker.wake());
         }
-        for waker in self.spent.drain(..) {
+        for waker in rest.spent.drain(..) {
             caught(|| drop(waker));
         }
     }
 
     /// Is there anything in it whose code is not the runtime's?
     pub(crate) fn has_wakers(&self) -> bool {
-        !(self.foreign.is_empty() && self.spent.is_empty())
+        self.rest.as_ref().is_some_and(|rest| !(rest.foreign.is_empty() && rest.spent.is_empty()))
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -73,6 +92,10 @@ impl WakeList {
 
     pub(crate) fn pop(&mut self) -> Option<G> {
         self.gs.pop_front()
+    }
+
+    fn rest(&mut self) -> &mut Rest {
+        self.rest.get_or_insert_default()
     }
 }
 

@@ -189,9 +189,10 @@ impl Netpoll {
 
     /// Puts a list's batons where the next M that would go idle finds them.
     pub(crate) fn keep_batons(&self, list: &mut WakeList) {
-        if !list.batons.is_empty() {
+        let mut new = list.take_batons();
+        if !new.is_empty() {
             let mut batons = self.batons.lock();
-            batons.append(&mut list.batons);
+            batons.append(&mut new);
             self.baton_count.store(batons.len(), Ordering::Relaxed);
         }
     }

@@ -7,7 +7,7 @@
 //!                    begin: before a system call                   arm: nothing was there
 //!        READY|TRY ───────────────────────────────▶ NIL ──────────────────────────────────▶ WAIT
 //!            ▲                                       │ ▲                                      │
-//!            │ finish(left): the call did not drain  │ │                  edge: choose one,   │
+//!            │ finish: the call did not drain        │ │                  edge: choose one,   │
 //!            ├───────────────────────────────────────┘ └── begin ── READY ◀──────────────────┘
 //!            └── edge: the kernel has news
 //! ```
@@ -151,12 +151,19 @@ impl Slot {
         if word & (READY | TRY) == 0 { Begin::Nil } else { Begin::Go { cut: word & CUT != 0 } }
     }
 
-    /// After a system call. `left`: the kernel may have more, so the next waiter has its turn.
+    /// After a system call that left something. False: others wait, so the next has its turn: `hand_on`.
     #[inline]
-    pub(crate) fn finish(&self, left: bool, list: &mut WakeList) {
-        if left {
-            self.news(None, 0, list);
-        }
+    #[must_use]
+    pub(crate) fn finish(&self) -> bool {
+        let word = self.word.load(Ordering::Relaxed);
+        // AcqRel as in `news`.
+        word & (WAIT | LOCK) == 0
+            && self.word.compare_exchange(word, word | READY, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    /// What `finish` could not do in one step.
+    pub(crate) fn hand_on(&self, list: &mut WakeList) {
+        self.news(None, 0, list);
     }
 
     /// Is an operation worth trying? Observes only.
@@ -183,14 +190,16 @@ impl Slot {
         true
     }
 
+    /// Has an operation that waited nothing to clean up? It has been chosen, and there is none to pass its turn to.
+    #[inline]
+    pub(crate) fn has_left(&self, ticket: Ticket) -> bool {
+        // Acquire pairs with `unlock`. While it is in the queue, WAIT is set.
+        ticket == 0 || self.word.load(Ordering::Acquire) & (WAIT | LOCK) == 0
+    }
+
     /// An operation that waited has come to its end: its entry goes. If it was `dropped` after it had been chosen, its
     /// turn goes to the next (trap P22).
-    pub(crate) fn leave(&self, ticket: &mut Ticket, dropped: bool, list: &mut WakeList) {
-        let ticket = std::mem::take(ticket);
-        // Acquire pairs with `unlock`. Nobody waits: so this one was chosen, and there is none to pass the turn to.
-        if ticket == 0 || self.word.load(Ordering::Acquire) & (WAIT | LOCK) == 0 {
-            return;
-        }
+    pub(crate) fn leave(&self, ticket: Ticket, dropped: bool, list: &mut WakeList) {
         let word = self.lock();
         // SAFETY: this thread holds the lock.
         let was_chosen = self.waiters.with_mut(|w| !unsafe { &mut *w }.remove(ticket, list));
@@ -305,7 +314,7 @@ impl Slot {
             !waiters.is_empty()
         });
         if others {
-            list.batons.push(Baton { slot: self.id, fdseq: fdseq_of(word) });
+            list.add_baton(Baton { slot: self.id, fdseq: fdseq_of(word) });
         }
     }
 }
