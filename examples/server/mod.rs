@@ -1,0 +1,64 @@
+//! What the servers among the examples share: from the command line to a task for each connection.
+
+use crate::args::{Args, fail};
+use gopark::net::{TcpListener, TcpStream};
+use gopark::time::{Duration, sleep};
+use std::io::{self, Write};
+
+/// Listens as the command line says, and hands each connection to a task of its own. Returns only by ending the program.
+pub(crate) fn run<F>(help: &str, default_addr: &str, connection: fn(TcpStream) -> F) -> !
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let mut args = Args::read(help);
+    let addr = args.addr(default_addr);
+    let workers = args.workers();
+    args.end();
+    if let Err(error) = gopark::net::raise_nofile_limit() {
+        say(format_args!("the limit of open descriptors stays as it is: {error}"));
+    }
+    let builder = gopark::Builder::new();
+    let builder = if let Some(n) = workers { builder.workers(n) } else { builder };
+    let runtime = builder.build().unwrap_or_else(|error| fail(error));
+    let outcome = runtime.run(async move {
+        let listener = TcpListener::bind(addr).await?;
+        let mut stdout = io::stdout();
+        writeln!(stdout, "listening on {}", listener.local_addr()?)?;
+        stdout.flush()?;
+        accept(listener, connection).await
+    });
+    match outcome {
+        Err(error) => fail(error),
+    }
+}
+
+/// For ever: nothing that a connection does may end the server.
+async fn accept<F>(listener: TcpListener, connection: fn(TcpStream) -> F) -> io::Result<std::convert::Infallible>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                pause = FIRST_PAUSE;
+                drop(gopark::spawn(connection(stream)));
+            }
+            // Out of descriptors or of memory, most likely, and the connection still waits: to try again at once would
+            // only burn a CPU. Go's net/http waits in the same way.
+            Err(error) => {
+                say(format_args!("cannot accept a connection: {error}; trying again in {pause:?}"));
+                sleep(pause).await;
+                pause = (pause * 2).min(LAST_PAUSE);
+            }
+        }
+    }
+}
+
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+const LAST_PAUSE: Duration = Duration::from_secs(1);
+
+/// To stderr; unlike `eprintln`, it minds no closed one.
+fn say(what: std::fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "{what}");
+}
