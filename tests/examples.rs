@@ -92,7 +92,7 @@ fn assert_refused(output: &Output, says: &str) {
 
 #[test]
 fn help_says_what_the_options_are() {
-    let _watchdog = watchdog();
+    let _watchdog = watchdog(60);
     for name in ALL {
         for arg in [&["--help"][..], &["--workers", "1", "-h"]] {
             let output = example(name, arg).output().unwrap();
@@ -106,7 +106,7 @@ fn help_says_what_the_options_are() {
 
 #[test]
 fn a_bad_argument_is_named_and_ends_with_status_2() {
-    let _watchdog = watchdog();
+    let _watchdog = watchdog(60);
     for name in ALL {
         for (args, says) in [
             (&["--addr", "127.0.0.1"][..], "127.0.0.1"),
@@ -138,7 +138,7 @@ fn a_bad_argument_is_named_and_ends_with_status_2() {
 
 #[test]
 fn an_address_in_use_is_named_and_ends_with_status_2() {
-    let _watchdog = watchdog();
+    let _watchdog = watchdog(60);
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = taken.local_addr().unwrap().to_string();
     for name in SERVERS {
@@ -148,7 +148,7 @@ fn an_address_in_use_is_named_and_ends_with_status_2() {
 
 #[test]
 fn the_first_line_says_where_it_listens() {
-    let _watchdog = watchdog();
+    let _watchdog = watchdog(60);
     for name in SERVERS {
         for workers in [&[][..], &["--workers", "1"], &["--workers=3"]] {
             let server = Server::start(name, workers);
@@ -166,7 +166,7 @@ fn noise(seed: usize, len: usize) -> Vec<u8> {
 
 #[test]
 fn echo_sends_back_every_byte_of_every_connection_and_closes_after_the_last() {
-    let _watchdog = watchdog();
+    let _watchdog = watchdog(60);
     let server = Server::start("echo", &["--workers", "2"]);
     thread::scope(|scope| {
         for seed in 0..8 {
@@ -189,7 +189,7 @@ fn echo_sends_back_every_byte_of_every_connection_and_closes_after_the_last() {
 
 #[test]
 fn out_of_descriptors_and_some_come_free() {
-    let _watchdog = watchdog();
+    let _watchdog = watchdog(60);
     let mut command = example("echo", &["--addr", "127.0.0.1:0", "--workers", "1"]);
     // SAFETY: setrlimit(2) is a system call and nothing else; `few` outlives it.
     unsafe {
@@ -301,7 +301,7 @@ impl Http {
 
 #[test]
 fn a_head_in_any_fragments_gets_one_answer() {
-    let _watchdog = watchdog();
+    let _watchdog = watchdog(60);
     let server = Server::start("http_hello", &["--workers", "1"]);
     let (mut http, mut other) = (Http::connect(&server), Http::connect(&server));
     for head in [GET, "\r\n\r\nGET / HTTP/1.1\r\n\r\n", "GET /\r/\n HTTP/1.1\r\nX:\r\n\r\r\n\r\n"] {
@@ -328,7 +328,7 @@ fn a_head_in_any_fragments_gets_one_answer() {
 
 #[test]
 fn a_thousand_requests_in_one_write_get_a_thousand_answers() {
-    let _watchdog = watchdog();
+    let _watchdog = watchdog(60);
     let server = Server::start("http_hello", &["--workers", "2"]);
     let mut http = Http::connect(&server);
     for _ in 0..3 {
@@ -361,7 +361,7 @@ fn head_of(len: usize) -> String {
 
 #[test]
 fn a_head_over_16_kib_gets_431_and_a_close() {
-    let _watchdog = watchdog();
+    let _watchdog = watchdog(60);
     let server = Server::start("http_hello", &["--workers", "2"]);
     let mut http = Http::connect(&server);
     http.send(head_of(16 << 10) + GET + &head_of(16 << 10));
@@ -381,7 +381,7 @@ fn a_head_over_16_kib_gets_431_and_a_close() {
 
 #[test]
 fn a_head_without_end_is_not_read_for_ever() {
-    let _watchdog = watchdog();
+    let _watchdog = watchdog(60);
     let server = Server::start("http_hello", &["--workers", "1"]);
     let mut http = Http::connect(&server);
     http.send("GET / HTTP/1.1\r\n");
@@ -396,7 +396,7 @@ fn a_head_without_end_is_not_read_for_ever() {
 
 #[test]
 fn a_connection_is_kept_until_either_side_says_close() {
-    let _watchdog = watchdog();
+    let _watchdog = watchdog(60);
     let server = Server::start("http_hello", &["--workers", "2"]);
     let mut http = Http::connect(&server);
     for _ in 0..3 {
@@ -420,7 +420,7 @@ fn a_connection_is_kept_until_either_side_says_close() {
 
 #[test]
 fn http_1_0_closes_unless_asked_to_keep_alive() {
-    let _watchdog = watchdog();
+    let _watchdog = watchdog(60);
     let server = Server::start("http_hello", &["--workers", "2"]);
     let mut http = Http::connect(&server);
     http.send("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n");
@@ -432,7 +432,7 @@ fn http_1_0_closes_unless_asked_to_keep_alive() {
 
 #[test]
 fn a_body_is_no_request() {
-    let _watchdog = watchdog();
+    let _watchdog = watchdog(60);
     let server = Server::start("http_hello", &["--workers", "2"]);
     for body in [format!("Content-Length: {}\r\n\r\n{GET}", GET.len()), "Transfer-Encoding: chunked\r\n\r\n".into()] {
         let mut http = Http::connect(&server);
@@ -455,7 +455,7 @@ fn a_body_is_no_request() {
 
 #[test]
 fn echo_load_measures_echo_and_leaves_nothing_open() {
-    let _watchdog = watchdog();
+    let _watchdog = watchdog(60);
     let server = Server::start("echo", &["--workers", "2"]);
     let load = |args: &[&str]| example("echo_load", &[&["--addr", &server.addr], args].concat()).output().unwrap();
     // Threads come when they are first needed, and stay.
@@ -506,7 +506,7 @@ fn liar(mut lie: impl FnMut(&mut Vec<u8>) + Send + 'static) -> String {
 
 #[test]
 fn echo_load_finds_every_lie() {
-    let _watchdog = watchdog();
+    let _watchdog = watchdog(60);
     let mut first = true;
     let addrs = [
         (liar(|back| back[17] ^= 1), "byte 17 came back as"),

@@ -1,31 +1,40 @@
-//! What the tests share. Each test file uses its part of it.
-#![allow(dead_code)]
+//! What several test files need.
+#![allow(dead_code, unreachable_pub, missing_docs)]
 
-use std::sync::mpsc;
-use std::thread;
+use std::process::{Command, Output};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
-/// No test needs as long as this unless it hangs.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// A deadline for a test that may hang. Dropped in time, it does nothing.
+#[must_use = "dropped at once it watches nothing"]
+#[derive(Debug)]
+pub struct Watchdog(#[allow(dead_code)] Sender<()>);
 
-/// See [`watchdog`].
-#[must_use = "it watches until it is dropped"]
-pub struct Watchdog(#[expect(unused, reason = "dropped, it tells the thread")] mpsc::Sender<()>);
-
-/// Aborts the process, naming the test, if the guard still lives after a minute: a hang fails instead of lasting.
-pub fn watchdog() -> Watchdog {
-    watchdog_of(PATIENCE)
-}
-
-/// The same with another patience, for a test that has much to do.
-pub fn watchdog_of(patience: Duration) -> Watchdog {
-    let test = thread::current().name().unwrap_or("a test").to_owned();
-    let (alive, gone) = mpsc::channel();
-    thread::spawn(move || {
-        if let Err(mpsc::RecvTimeoutError::Timeout) = gone.recv_timeout(patience) {
-            eprintln!("watchdog: {test} hangs: it is not done after {patience:?}");
+/// Ends the process with a message if what it returns is not dropped within `secs` seconds.
+#[track_caller]
+pub fn watchdog(secs: u64) -> Watchdog {
+    let at = std::panic::Location::caller();
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    let (alive, over): (_, Receiver<()>) = channel();
+    std::thread::spawn(move || {
+        if over.recv_timeout(Duration::from_secs(secs)) == Err(RecvTimeoutError::Timeout) {
+            eprintln!("watchdog: {test} ({at}) still runs after {secs} s");
             std::process::abort();
         }
     });
     Watchdog(alive)
+}
+
+/// Runs one test of this binary in a process of its own, with the given environment. In that process
+/// [`is_child`] is true for it, and the watchdog that is set there is the one that counts.
+pub fn child(test: &str, env: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", test, "--nocapture", "--test-threads=1"]).env("GOPARK_TEST_CHILD", test);
+    command.env_remove("GOPARK_PROCS").env_remove("RUST_BACKTRACE").envs(env.iter().copied());
+    command.output().unwrap()
+}
+
+/// Is this process the [`child`] for that test?
+pub fn is_child(test: &str) -> bool {
+    std::env::var("GOPARK_TEST_CHILD").is_ok_and(|name| name == test)
 }
