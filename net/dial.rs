@@ -33,19 +33,25 @@ async fn connect(addr: SocketAddr) -> io::Result<Fd<TcpStream>> {
     // Registered only now: a socket that is not connecting yet counts as hung up. What is to come makes an edge.
     let start = if connecting { Start::Nil } else { Start::Try };
     let fd = Fd::new(TcpStream::from(socket), start, start, true)?;
-    // Readiness alone proves nothing (trap P17): without an error there must be a peer.
-    while connecting {
+    if connecting {
+        connected(&fd).await?;
+    }
+    Ok(fd)
+}
+
+/// Waits until a connect that is in progress is done. Readiness alone proves nothing (trap P17): without an error there
+/// must be a peer.
+async fn connected(fd: &Fd<TcpStream>) -> io::Result<()> {
+    loop {
         fd.ready(Side::Write).await?;
         if let Some(error) = fd.io().take_error()? {
             return Err(error);
         }
         match fd.io().peer_addr() {
-            Ok(_) => break,
             Err(e) if e.kind() == io::ErrorKind::NotConnected => fd.forget_ready(Side::Write),
-            Err(e) => return Err(e),
+            result => return result.map(drop),
         }
     }
-    Ok(fd)
 }
 
 /// Says which address it was. The kind and the cause are the system's.

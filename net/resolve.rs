@@ -124,7 +124,7 @@ mod sealed {
 
     impl Resolve for [SocketAddr] {
         fn resolve(&self) -> impl Future<Output = io::Result<Addrs>> + Send {
-            std::future::ready(Ok(Addrs::Many(self.to_vec().into_iter())))
+            std::future::ready(Ok(Addrs::Many(Vec::from(self).into_iter())))
         }
     }
 

@@ -111,7 +111,8 @@ impl Local {
     pub(crate) fn drain(&self, remote: &Remote) -> GList {
         let mut all = GList::new();
         self.spilling.set(false);
-        while let Some(g) = self.pop_due().or_else(|| remote.take_next()).or_else(|| self.worker.pop().map(Raw::into_g)) {
+        while let Some(g) = self.pop_due().or_else(|| remote.take_next()).or_else(|| self.worker.pop().map(Raw::into_g))
+        {
             all.push_back(g);
         }
         all

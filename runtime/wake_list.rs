@@ -86,10 +86,6 @@ impl WakeList {
         self.rest.as_ref().is_some_and(|rest| !(rest.foreign.is_empty() && rest.spent.is_empty()))
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.gs.is_empty() && !self.has_wakers()
-    }
-
     pub(crate) fn pop(&mut self) -> Option<G> {
         self.gs.pop_front()
     }

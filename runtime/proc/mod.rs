@@ -205,7 +205,7 @@ impl Sched {
         F::Output: Send + 'static,
     {
         let shard = current(|m| m.and_then(|m| m.p.get())).unwrap_or(self.config.procs);
-        let (g, handle) = task::spawn(future, self.clone(), shard as usize, blocking, at);
+        let (g, handle) = task::spawn(future, self.clone(), shard as usize, at);
         match g {
             Some(g) if blocking => self.submit_blocking(g),
             Some(g) => self.ready(g),

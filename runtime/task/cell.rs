@@ -65,8 +65,8 @@ where
     };
 
     /// A task with a `G`, in no list. The references that the owned list and the `JoinHandle` will have are counted.
-    pub(super) fn new(future: F, scheduler: Arc<S>, info: TaskInfo, shard: usize, blocking: bool) -> NonNull<Header> {
-        let header = Header::new(&Self::VTABLE, Arc::as_ptr(&scheduler).cast(), info, shard, blocking);
+    pub(super) fn alloc(future: F, scheduler: Arc<S>, info: TaskInfo, shard: usize) -> NonNull<Header> {
+        let header = Header::new(&Self::VTABLE, Arc::as_ptr(&scheduler).cast(), info, shard);
         let cell = Cell { header, scheduler, stage: UnsafeCell::new(Stage::Future(future)) };
         NonNull::from(Box::leak(Box::new(cell))).cast()
     }
@@ -219,7 +219,7 @@ where
     /// Drops the `Arc` of the scheduler and nothing else: future, output and join waker are long gone, each at the hands
     /// of its owner. So the drop of a waker, which may come anywhere, runs none of the task's code (S16).
     unsafe fn dealloc(task: NonNull<Header>) {
-        // SAFETY: the caller released the last reference; the pointer is from the Box in `new`.
+        // SAFETY: the caller released the last reference; the pointer is from the Box in `alloc`.
         let cell = unsafe { Box::from_raw(task.cast::<Self>().as_ptr()) };
         // Under loom these are also the check that all other accesses happened before.
         // SAFETY: nobody else has the cell.

@@ -23,7 +23,6 @@ pub(crate) struct Header {
     scheduler: *const (),
     pub(super) info: TaskInfo,
     pub(super) shard: usize,
-    blocking: bool,
 }
 
 /// A task's place in its shard of the owned list.
@@ -50,13 +49,7 @@ pub(super) struct Vtable {
 }
 
 impl Header {
-    pub(super) fn new(
-        vtable: &'static Vtable,
-        scheduler: *const (),
-        info: TaskInfo,
-        shard: usize,
-        blocking: bool,
-    ) -> Header {
+    pub(super) fn new(vtable: &'static Vtable, scheduler: *const (), info: TaskInfo, shard: usize) -> Header {
         Header {
             state: State::new(),
             vtable,
@@ -66,7 +59,6 @@ impl Header {
             scheduler,
             info,
             shard,
-            blocking,
         }
     }
 }
@@ -169,13 +161,9 @@ impl G {
     }
 
     /// Whose it is; to be asked for before `run`.
+    #[cfg(test)]
     pub(crate) fn info(&self) -> TaskInfo {
         self.header().info
-    }
-
-    /// Whether it is a closure of `spawn_blocking`. Such a task is never idle, so `schedule` never gets one.
-    pub(crate) fn is_blocking(&self) -> bool {
-        self.header().blocking
     }
 
     /// For slots that are a bare pointer.

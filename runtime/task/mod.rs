@@ -21,7 +21,7 @@
 //! | field | who may touch it, and when |
 //! |---|---|
 //! | `state` | anyone with a reference, or the `G`, or RUNNING; by its methods |
-//! | `vtable`, `scheduler`, `info`, `shard`, `blocking` | the same, to read |
+//! | `vtable`, `scheduler`, `info`, `shard` | the same, to read |
 //! | `queue_next` | who holds the `G`, or the list that it is in |
 //! | `links` | who has the lock of the task's shard of `OwnedTasks` |
 //! | `stage`, not COMPLETE | who set RUNNING (`start`) |
@@ -71,7 +71,6 @@ pub(crate) fn spawn<F, S>(
     future: F,
     scheduler: Arc<S>,
     shard: usize,
-    blocking: bool,
     spawned_at: &'static Location<'static>,
 ) -> (Option<G>, JoinHandle<F::Output>)
 where
@@ -80,7 +79,7 @@ where
     S: Schedule,
 {
     let info = TaskInfo { id: g::TaskId::next(), spawned_at };
-    let task = Cell::new(future, scheduler, info, shard, blocking);
+    let task = Cell::alloc(future, scheduler, info, shard);
     // SAFETY: the task is new; its JoinHandle and its G are made here and nowhere else, and its output is F's.
     let (join, g) = unsafe { (JoinHandle::new(task), G::new(task)) };
     // SAFETY: the task is new, and of these types.

@@ -27,7 +27,7 @@ impl Rig {
     where
         F: Future<Output: Send> + Send + 'static,
     {
-        spawn(future, self.clone(), 1, false, Location::caller())
+        spawn(future, self.clone(), 1, Location::caller())
     }
 
     #[track_caller]

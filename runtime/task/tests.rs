@@ -356,9 +356,9 @@ fn waker_outlives_task_and_output() {
 fn blocking_task() {
     let rig = Rig::new();
     let text = String::from("in");
-    let (g, join) = spawn(BlockingTask::new(|| text + "to"), rig.clone(), 0, true, Location::caller());
+    let (g, join) = spawn(BlockingTask::new(|| text + "to"), rig.clone(), 0, Location::caller());
     let g = g.unwrap();
-    assert!(g.is_blocking() && g.info().spawned_at().file().ends_with("tests.rs"));
+    assert!(g.info().spawned_at().file().ends_with("tests.rs"));
     assert!(matches!(g.run(), Ran::Done));
     assert_eq!(result(join).unwrap(), "into");
     rig.end();
