@@ -132,7 +132,9 @@ impl Slot {
     /// Takes the slot into use for generation `fdseq`. The caller owns the descriptor alone.
     pub(crate) fn open(&self, fdseq: u32, start: Start) {
         let flags = if start == Start::Try { TRY } else { 0 };
-        // Release pairs with the Acquire of whoever comes by way of the descriptor's token.
+        // A baton of an earlier generation may still come by and look: not without the lock.
+        self.lock();
+        // Release pairs with the Acquire of whoever comes by way of the descriptor's token; it gives the lock back.
         self.word.store(u64::from(fdseq) << FDSEQ | flags, Ordering::Release);
     }
 
@@ -267,7 +269,7 @@ impl Slot {
             (*w).more = None;
         });
         let next = u64::from(fdseq_of(word).wrapping_add(1)) << FDSEQ | CLOSED;
-        // Release: as `unlock`. An edge that set bits since then belonged to the generation that ends here.
+        // Release: as `unlock`, which this is too. An edge that set bits since then belonged to the generation that ends here.
         self.word.store(next, Ordering::Release);
     }
 
