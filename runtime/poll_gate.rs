@@ -144,8 +144,10 @@ impl Gate {
     fn serve<R>(&self, f: impl FnOnce(&mut WakeList) -> R) -> R {
         let mut list = WakeList::default();
         let result = f(&mut list);
-        self.netpoll.keep_batons(&mut list);
-        list.deliver();
+        if !list.is_untouched() {
+            self.netpoll.keep_batons(&mut list);
+            list.deliver();
+        }
         result
     }
 

@@ -86,6 +86,11 @@ impl WakeList {
         self.rest.as_ref().is_some_and(|rest| !(rest.foreign.is_empty() && rest.spent.is_empty()))
     }
 
+    /// Is there nothing to do with it, not even batons to keep?
+    pub(crate) fn is_untouched(&self) -> bool {
+        self.gs.is_empty() && self.rest.is_none()
+    }
+
     pub(crate) fn pop(&mut self) -> Option<G> {
         self.gs.pop_front()
     }
