@@ -11,11 +11,13 @@ const SENT: u32 = 1;
 #[derive(Debug)]
 pub(crate) struct Break {
     sig: AtomicU32,
+    /// Harvested by a poll that does not wait: the next that would wait must not. Touched by who holds `polling`.
+    aside: AtomicU32,
 }
 
 impl Break {
     pub(crate) fn new() -> Self {
-        Break { sig: AtomicU32::new(0) }
+        Break { sig: AtomicU32::new(0), aside: AtomicU32::new(0) }
     }
 
     /// True: the caller has to write. False: somebody else's write ends the wait that the caller means.
@@ -32,6 +34,23 @@ impl Break {
     pub(crate) fn harvested(&self) {
         let order = if cfg!(gopark_mutant = "break_harvest_relaxed") { Ordering::Relaxed } else { Ordering::AcqRel };
         self.sig.swap(0, order);
+    }
+
+    /// The event was taken out of the kernel by a poll for which it was not meant. It goes on saying that it is sent:
+    /// who breaks now needs no write, since the next sleep is over before it begins.
+    pub(crate) fn set_aside(&self) {
+        // Relaxed: `polling` orders it.
+        self.aside.store(1, Ordering::Relaxed);
+    }
+
+    /// True: a break was set aside for this sleep. It is harvested now.
+    pub(crate) fn take_aside(&self) -> bool {
+        if self.aside.load(Ordering::Relaxed) == 0 {
+            return false;
+        }
+        self.aside.store(0, Ordering::Relaxed);
+        self.harvested();
+        true
     }
 }
 

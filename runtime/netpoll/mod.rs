@@ -10,8 +10,8 @@
 //! # What the netpoller does with it
 //!
 //! `netpoll` turns events into a [`WakeList`] and never calls the scheduler. Polls exclude each other: a poll that does
-//! not wait steps back when another is under way. So a break can only be harvested by the poll it was meant for, or
-//! by one after it (traps P4 and P24; Go lets them overlap and checks the delay instead).
+//! not wait steps back when another is under way, and sets a break aside that it harvests: the poll it was meant for may
+//! not have begun (traps P4 and P24; Go lets them overlap and checks the delay instead).
 
 mod brk;
 pub(crate) mod desc;
@@ -118,7 +118,7 @@ impl Netpoll {
         if self.polling.load(Ordering::Relaxed) || self.polling.swap(true, Ordering::Acquire) {
             return false;
         }
-        self.harvest(Wait::No, list);
+        self.harvest(Wait::No, list, || self.brk.set_aside());
         true
     }
 
@@ -130,16 +130,18 @@ impl Netpoll {
             turn += 1;
             spin(turn);
         }
-        self.harvest(wait, list);
+        // A break meant for this sleep may have been harvested before it began.
+        let wait = if self.brk.take_aside() { Wait::No } else { wait };
+        self.harvest(wait, list, || self.brk.harvested());
     }
 
     /// With `polling` held: one call of the backend.
-    fn harvest(&self, wait: Wait, list: &mut WakeList) {
+    fn harvest(&self, wait: Wait, list: &mut WakeList, broken: impl Fn()) {
         let result = self.events.with_mut(|events| {
             // SAFETY: `polling` is held.
             let events = unsafe { &mut (*events).0 };
             self.epoll.poll(events, wait, |event| match event {
-                Event::Break => self.brk.harvested(),
+                Event::Break => broken(),
                 Event::Ready { token, read, write, cut } => {
                     let Some(desc) = self.table.get(token.index) else { return };
                     if read {
@@ -213,5 +215,36 @@ impl Netpoll {
             }
         }
         self.keep_batons(list);
+    }
+}
+
+#[cfg(all(test, not(gopark_loom)))]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    /// Traps P4 and P24: a break that a poll without waiting harvests before the sleeper sleeps ends that sleep.
+    #[test]
+    fn break_and_netpoll_before_the_sleep() {
+        let netpoll = Arc::new(Netpoll::new().unwrap());
+        for again in [false, true, false] {
+            netpoll.netpoll_break();
+            assert!(netpoll.netpoll(&mut WakeList::default()));
+            if again {
+                netpoll.netpoll_break();
+            }
+            let (there, (tx, woken)) = (netpoll.clone(), channel());
+            std::thread::spawn(move || {
+                there.netpoll_block(Wait::Ever, &mut WakeList::default());
+                tx.send(()).unwrap();
+            });
+            woken.recv_timeout(Duration::from_secs(30)).expect("the break was lost");
+        }
+        // Nothing of it is left.
+        netpoll.netpoll_break();
+        netpoll.netpoll_block(Wait::Ever, &mut WakeList::default());
+        assert!(!netpoll.brk.take_aside());
     }
 }
