@@ -179,12 +179,11 @@ fn timeout_of_futures_that_are_ready_pending_and_late() {
         assert!(error.get_ref().is_some_and(|inner| inner.is::<gopark::time::Elapsed>()));
         assert!(timeout(MS, sleep(HOUR)).await.is_err());
         assert_eq!(timeout(HOUR, sleep(MS)).await, Ok(()));
-        // A task that is aborted by its timeout loses its handle only.
-        let task = gopark::spawn(async {
+        // What is timed out is the wait for a task, not the task.
+        let mut task = gopark::spawn(async {
             sleep(3 * MS).await;
             5
         });
-        let mut task = task;
         assert!(timeout(Duration::ZERO, &mut task).await.is_err());
         assert_eq!(task.await.unwrap(), 5);
     });
@@ -211,11 +210,11 @@ fn timeout_of_a_future_that_never_rests() {
                 assert!(listener.accept().await.is_err());
             }
         };
-        assert!(timeout::<_>(5 * MS, failing).await.map(|(): ()| ()).is_err());
+        assert!(timeout(5 * MS, failing).await.map(|(): ()| ()).is_err());
     });
 }
 
-/// Stalls the task until its next tick is late by a multiple of the period, and says by how much at least.
+/// Stalls the task, so that its next tick is late.
 fn stall_until(at: Instant) {
     while Instant::now() <= at {
         thread::yield_now();
@@ -469,14 +468,12 @@ fn sleep_after_the_runtime() {
     let rt = runtime(1);
     let entered = rt.enter();
     let (fresh, mut waiting, past) = (sleep(HOUR), sleep(HOUR), sleep(Duration::ZERO));
-    let (woken_tx, woken) = channel();
     struct Told(std::sync::mpsc::SyncSender<()>);
     impl Wake for Told {
         fn wake(self: Arc<Self>) {
             let _ = self.0.send(());
         }
     }
-    drop((woken_tx as std::sync::mpsc::Sender<()>, woken));
     let (woken_tx, woken) = std::sync::mpsc::sync_channel(1);
     let waker = Waker::from(Arc::new(Told(woken_tx)));
     assert!(Pin::new(&mut waiting).poll(&mut Context::from_waker(&waker)).is_pending());
@@ -593,8 +590,7 @@ fn waker_that_uses_the_timers_it_waits_for() {
     // By the shutdown.
     let mut timer = sleep(HOUR);
     assert!(Pin::new(&mut timer).poll(&mut Context::from_waker(&first)).is_pending());
-    let parked = rt.spawn(pending::<()>());
-    let mut parked = parked;
+    let mut parked = rt.spawn(pending::<()>());
     assert!(pin!(&mut parked).poll(&mut Context::from_waker(&second)).is_pending());
     drop(_entered);
     let handle = rt.handle().clone();
