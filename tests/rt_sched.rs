@@ -1,0 +1,599 @@
+//! The scheduler from outside: nothing starves, nothing is lost, nothing spins. What is bounded is counted in polls and
+//! reads, not in time.
+
+mod support;
+
+use futures::task::AtomicWaker;
+use gopark::net::{TcpListener, TcpStream};
+use gopark::{Builder, Runtime};
+use std::collections::HashSet;
+use std::future::poll_fn;
+use std::io::{Read, Write};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
+use std::thread;
+use std::time::{Duration, Instant};
+use support::watchdog;
+
+fn runtime(workers: usize) -> Runtime {
+    Builder::new().workers(workers).build().unwrap()
+}
+
+/// Computes for so long.
+fn compute(time: Duration) {
+    let start = Instant::now();
+    while start.elapsed() < time {
+        std::hint::spin_loop();
+    }
+}
+
+/// Two tasks that wake each other at every poll, `limit` polls in all unless stopped earlier.
+fn pair(rt: &Runtime, limit: usize, polls: &Arc<AtomicUsize>, stop: &Arc<AtomicBool>) -> [gopark::JoinHandle<()>; 2] {
+    let wakers = Arc::new([AtomicWaker::new(), AtomicWaker::new()]);
+    [0, 1].map(|me| {
+        let (polls, stop, wakers) = (polls.clone(), stop.clone(), wakers.clone());
+        rt.spawn(poll_fn(move |cx| {
+            wakers[me].register(cx.waker());
+            let over = polls.fetch_add(1, SeqCst) >= limit || stop.load(SeqCst);
+            wakers[1 - me].wake();
+            if over { Poll::Ready(()) } else { Poll::Pending }
+        }))
+    })
+}
+
+/// Trap S2: a pair that lives in the run-next slot leaves a third task its share.
+#[test]
+fn pair_in_the_run_next_slot_and_a_third_task() {
+    let _watchdog = watchdog(60);
+    let rt = runtime(1);
+    let (polls, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let tasks = pair(&rt, 100_000, &polls, &stop);
+    let worst = rt.run({
+        let polls = polls.clone();
+        async move {
+            let mut worst = 0;
+            for _ in 0..200 {
+                let before = polls.load(SeqCst);
+                gopark::yield_now().await;
+                worst = worst.max(polls.load(SeqCst) - before);
+            }
+            stop.store(true, SeqCst);
+            worst
+        }
+    });
+    for task in tasks {
+        rt.block_on(task).unwrap();
+    }
+    // Behind sysmon's look, the network and the timers there may be a few more than in the plain order.
+    assert!(worst <= 16, "{worst} polls of the pair between two of the third");
+}
+
+/// Traps S2 and S6: beside such a pair the global queue, a timer and a socket have their turn.
+#[test]
+fn pair_in_the_run_next_slot_and_everything_else() {
+    let _watchdog = watchdog(60);
+    let rt = runtime(1);
+    let (polls, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let limit = 20_000_000;
+    let tasks = pair(&rt, limit, &polls, &stop);
+    // From outside: through the global queue.
+    for _ in 0..50 {
+        rt.block_on(rt.spawn(async {})).unwrap();
+    }
+    rt.run(async {
+        for _ in 0..20 {
+            gopark::time::sleep(Duration::from_millis(1)).await;
+        }
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (server, _) = listener.accept().await.unwrap();
+        let mut byte = [0];
+        for _ in 0..20 {
+            let echo = async {
+                let mut byte = [0];
+                server.read_exact(&mut byte).await.unwrap();
+                server.write_all(&byte).await.unwrap();
+            };
+            let ask = async {
+                client.write_all(b"x").await.unwrap();
+                client.read_exact(&mut byte).await.unwrap();
+            };
+            futures::join!(echo, ask);
+        }
+    });
+    let used = polls.load(SeqCst);
+    stop.store(true, SeqCst);
+    for task in tasks {
+        rt.block_on(task).unwrap();
+    }
+    assert!(used < limit, "nothing else moved until the pair had ended");
+}
+
+/// The 61-tick check: beside tasks that keep the local queue full, what is in the global queue is served.
+#[test]
+fn global_queue_beside_a_busy_local_queue() {
+    let _watchdog = watchdog(60);
+    let rt = runtime(1);
+    let (polls, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let limit = 50_000_000;
+    let (polls_there, stop_there) = (polls.clone(), stop.clone());
+    let busy = rt.spawn(async move {
+        let tasks: Vec<_> = (0..100)
+            .map(|_| {
+                let (polls, stop) = (polls_there.clone(), stop_there.clone());
+                gopark::spawn(async move {
+                    while !stop.load(SeqCst) && polls.fetch_add(1, SeqCst) < limit {
+                        gopark::yield_now().await;
+                    }
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+    });
+    while polls.load(SeqCst) < 1000 {
+        thread::yield_now();
+    }
+    // All at once, so that none of the counted polls are this thread's own delays.
+    let served = Arc::new(Mutex::new(Vec::new()));
+    let tasks: Vec<_> = (0..100)
+        .map(|_| {
+            let (served, polls) = (served.clone(), polls.clone());
+            rt.spawn(async move { served.lock().unwrap().push(polls.load(SeqCst)) })
+        })
+        .collect();
+    for task in tasks {
+        rt.block_on(task).unwrap();
+    }
+    stop.store(true, SeqCst);
+    rt.block_on(busy).unwrap();
+    let served = served.lock().unwrap();
+    let gaps = served.windows(2).map(|pair| pair[1] - pair[0]);
+    // Gaps in which this thread was still spawning do not count: the last ones came when all were queued.
+    let worst = gaps.skip(80).max().unwrap();
+    assert!(worst <= 2 * 61, "{worst} polls of the local tasks between two from the global queue");
+}
+
+/// A local queue that overflows: ten thousand tasks spawned on one worker have their first polls close to the order
+/// in which they were spawned, while newcomers keep arriving; nobody waits behind them.
+#[test]
+fn spilled_tasks_keep_their_order() {
+    let _watchdog = watchdog(60);
+    const N: usize = 10_000;
+    let rt = runtime(1);
+    let order = Arc::new(Mutex::new(Vec::with_capacity(2 * N)));
+    let spawn = |order: &Arc<Mutex<Vec<usize>>>, n: usize, child: bool| {
+        let order = order.clone();
+        drop(gopark::spawn(async move {
+            order.lock().unwrap().push(n);
+            if child {
+                // A newcomer each: it goes behind all that were spawned before.
+                let order = order.clone();
+                drop(gopark::spawn(async move {
+                    gopark::yield_now().await;
+                    order.lock().unwrap().push(usize::MAX);
+                }));
+            }
+        }));
+    };
+    rt.run({
+        let order = order.clone();
+        async move {
+            for n in 0..N {
+                spawn(&order, n, n % 2 == 0);
+            }
+            while order.lock().unwrap().len() < N + N / 2 {
+                gopark::yield_now().await;
+            }
+        }
+    });
+    let order = order.lock().unwrap();
+    let first_polls: Vec<_> = order.iter().copied().filter(|&n| n != usize::MAX).collect();
+    assert_eq!(first_polls.len(), N);
+    let worst = first_polls.iter().enumerate().map(|(at, &n)| at.abs_diff(n)).max().unwrap();
+    // The tick that looks at the global queue takes its head out of turn: one in 61 of those ahead in the local queue.
+    // The most that was ahead is 256; and the very last spawned sits in the run-next slot.
+    let but_last = first_polls.iter().filter(|&&n| n != N - 1).enumerate();
+    let worst_but_last = but_last.map(|(at, &n)| at.abs_diff(n)).max().unwrap();
+    assert!(worst_but_last <= 512, "first polled {worst_but_last} places from its turn (run-next: {worst})");
+    // Newcomers are not served before the old: when half of those had their second poll, most old ones had their first.
+    let half = order.iter().enumerate().filter(|(_, n)| **n == usize::MAX).nth(N / 4).unwrap().0;
+    let old = order[..half].iter().filter(|n| **n != usize::MAX).count();
+    assert!(old >= N / 2, "{old} of {N} had been polled once when half of the newcomers were done");
+}
+
+/// The run-next slot can be stolen: a task that is woken by one that then keeps its worker runs on the other.
+#[test]
+fn run_next_is_stolen_from_a_busy_worker() {
+    let _watchdog = watchdog(60);
+    let rt = runtime(2);
+    for _ in 0..20 {
+        rt.run(async {
+            let (tx, rx) = channel();
+            drop(gopark::spawn(async move { tx.send(thread::current().id()).unwrap() }));
+            // Not `block_in_place`: the worker is kept.
+            assert_ne!(rx.recv().unwrap(), thread::current().id());
+        });
+    }
+}
+
+/// A thousand tasks are not left to one worker.
+#[test]
+fn work_is_taken_by_the_second_worker() {
+    let _watchdog = watchdog(60);
+    let rt = runtime(2);
+    let threads = Arc::new(Mutex::new(HashSet::new()));
+    let there = threads.clone();
+    rt.run(async move {
+        let tasks: Vec<_> = (0..1000)
+            .map(|_| {
+                let threads = there.clone();
+                gopark::spawn(async move {
+                    compute(Duration::from_micros(20));
+                    threads.lock().unwrap().insert(thread::current().id());
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+    });
+    assert_eq!(threads.lock().unwrap().len(), 2);
+}
+
+/// Traps S12, S13 and S14: work that is submitted while workers go idle, from outside and from another worker, with
+/// nothing else going on that could hide a lost wake.
+#[test]
+fn submit_while_workers_go_idle() {
+    let _watchdog = watchdog(60);
+    for workers in [1, 2, 4] {
+        let rt = runtime(workers);
+        let (tx, rx) = channel();
+        for round in 0..10_000u32 {
+            let tx = tx.clone();
+            drop(rt.spawn(async move { tx.send(round).unwrap() }));
+            // Bare waiting, so that the next comes while the worker is on its way to rest.
+            loop {
+                match rx.try_recv() {
+                    Ok(n) => break assert_eq!(n, round),
+                    Err(_) => thread::yield_now(),
+                }
+            }
+            for _ in 0..round % 64 {
+                std::hint::spin_loop();
+            }
+        }
+    }
+}
+
+/// Traps S12 and S14: the same between tasks: a chain of wakes across workers, each of which has gone idle before.
+#[test]
+fn chain_of_wakes_across_idle_workers() {
+    let _watchdog = watchdog(60);
+    for workers in [2, 3, 8] {
+        let rt = runtime(workers);
+        const LINKS: usize = 4;
+        let turns = Arc::new(AtomicUsize::new(0));
+        let wakers: Arc<[AtomicWaker; LINKS]> = Arc::default();
+        let tasks: Vec<_> = (0..LINKS)
+            .map(|me| {
+                let (turns, wakers) = (turns.clone(), wakers.clone());
+                rt.spawn(async move {
+                    for round in 0..3_000 {
+                        let mine = round * LINKS + me;
+                        poll_fn(|cx| {
+                            wakers[me].register(cx.waker());
+                            if turns.load(SeqCst) == mine { Poll::Ready(()) } else { Poll::Pending }
+                        })
+                        .await;
+                        turns.store(mine + 1, SeqCst);
+                        // From a thread that is none of the runtime's every now and then.
+                        if mine % 97 == 0 {
+                            let wakers = wakers.clone();
+                            thread::spawn(move || wakers[(me + 1) % LINKS].wake());
+                        } else {
+                            wakers[(me + 1) % LINKS].wake();
+                        }
+                    }
+                })
+            })
+            .collect();
+        for task in tasks {
+            rt.block_on(task).unwrap();
+        }
+    }
+}
+
+/// Trap S14: what a busy worker queues is found by the others, although one of them was spinning, and stopped, when it
+/// was queued. The busy one waits for it inside its poll.
+#[test]
+fn work_of_a_busy_worker_while_another_stops_spinning() {
+    let _watchdog = watchdog(60);
+    let rt = runtime(2);
+    rt.run(async {
+        for _ in 0..500 {
+            let (tx, rx) = channel();
+            for _ in 0..4 {
+                let tx = tx.clone();
+                drop(gopark::spawn(async move { tx.send(()).unwrap() }));
+            }
+            for _ in 0..4 {
+                rx.recv().unwrap();
+            }
+            gopark::yield_now().await;
+        }
+    });
+}
+
+/// Trap S1, and S13's other half: a task that keeps its worker does not keep the network and the timers from the
+/// other one, whoever was polling.
+#[test]
+fn worker_that_is_stuck_and_sockets_and_timers() {
+    let _watchdog = watchdog(60);
+    let rt = runtime(2);
+    for _ in 0..20 {
+        let (release, wait) = channel::<()>();
+        let stuck = rt.spawn(async move {
+            let _ = wait.recv();
+        });
+        rt.run(async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let addr = listener.local_addr().unwrap();
+            let client = thread::spawn(move || {
+                let mut client = std::net::TcpStream::connect(addr).unwrap();
+                for _ in 0..5 {
+                    client.write_all(b"x").unwrap();
+                    client.read_exact(&mut [0]).unwrap();
+                }
+            });
+            let (server, _) = listener.accept().await.unwrap();
+            let mut byte = [0];
+            for _ in 0..5 {
+                server.read_exact(&mut byte).await.unwrap();
+                gopark::time::sleep(Duration::from_micros(100)).await;
+                server.write_all(&byte).await.unwrap();
+            }
+            client.join().unwrap();
+        });
+        drop(release);
+        rt.block_on(stuck).unwrap();
+    }
+}
+
+/// Connected sockets, the peer's end by std and not blocking.
+async fn connection(listener: &TcpListener) -> (TcpStream, std::net::TcpStream) {
+    let peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    peer.set_nonblocking(true).unwrap();
+    (listener.accept().await.unwrap().0, peer)
+}
+
+/// Traps P5 and S6: with its only worker busy, the network is polled between tasks, not by sysmon alone. The event is
+/// there before the counting begins, so that only the runtime's polls are counted: 20 us each.
+#[test]
+fn network_is_polled_between_tasks() {
+    let _watchdog = watchdog(60);
+    let rt = runtime(1);
+    const ROUNDS: usize = 30;
+    let total = rt.run(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (socket, mut peer) = connection(&listener).await;
+        let reads = Arc::new(AtomicUsize::new(0));
+        let there = reads.clone();
+        let reader = gopark::spawn(async move {
+            let mut byte = [0];
+            while let Ok(1) = socket.read(&mut byte).await {
+                there.fetch_add(1, SeqCst);
+            }
+        });
+        // Always something to run.
+        let mut total = 0;
+        for round in 1..=ROUNDS {
+            for _ in 0..100 {
+                gopark::yield_now().await;
+            }
+            peer.write_all(b"x").unwrap();
+            while reads.load(SeqCst) < round {
+                compute(Duration::from_micros(20));
+                gopark::yield_now().await;
+                total += 1;
+            }
+        }
+        drop(peer);
+        reader.await.unwrap();
+        total
+    });
+    // 0.5 ms is 25 polls; sysmon alone would come after 500.
+    assert!(total <= ROUNDS * 100, "{total} polls for {ROUNDS} events");
+}
+
+/// The budget: beside a task that reads a socket that is never empty, on one worker, 64 other connections and an
+/// interval of 1 ms move after a bounded count of its reads.
+#[test]
+fn budget_beside_a_socket_that_is_always_full() {
+    let _watchdog = watchdog(60);
+    let rt = runtime(1);
+    let worst = rt.run(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let reads = Arc::new(AtomicUsize::new(0));
+        let stop = Arc::new(AtomicBool::new(false));
+        let (greedy, feed) = connection(&listener).await;
+        feed.set_nonblocking(false).unwrap();
+        let feeder = thread::spawn(move || {
+            let mut feed = feed;
+            while feed.write_all(&[0; 65536]).is_ok() {}
+        });
+        let (reads_there, stop_there) = (reads.clone(), stop.clone());
+        let greedy = gopark::spawn(async move {
+            // One byte at a time: the feeder is always ahead.
+            while !stop_there.load(SeqCst) && greedy.read(&mut [0]).await.is_ok_and(|n| n == 1) {
+                reads_there.fetch_add(1, SeqCst);
+            }
+        });
+        while reads.load(SeqCst) < 1000 {
+            gopark::yield_now().await;
+        }
+        let mut tasks = Vec::new();
+        for _ in 0..64 {
+            let (socket, mut peer) = connection(&listener).await;
+            let reads = reads.clone();
+            tasks.push(gopark::spawn(async move {
+                let mut worst = 0;
+                for _ in 0..20 {
+                    // What it waits for is there already, so that no other process has a part in the wait.
+                    peer.write_all(b"x").unwrap();
+                    let before = reads.load(SeqCst);
+                    gopark::yield_now().await;
+                    assert_eq!(socket.read(&mut [0; 8]).await.unwrap(), 1);
+                    worst = worst.max(reads.load(SeqCst) - before);
+                }
+                worst
+            }));
+        }
+        let (reads_there, ticks) = (reads.clone(), 20);
+        tasks.push(gopark::spawn(async move {
+            let mut interval = gopark::time::interval(Duration::from_millis(1));
+            let mut worst = 0;
+            for _ in 0..ticks {
+                let before = reads_there.load(SeqCst);
+                interval.tick().await;
+                worst = worst.max(reads_there.load(SeqCst) - before);
+            }
+            worst
+        }));
+        let interval = tasks.pop().unwrap();
+        let mut worst = 0;
+        for task in tasks {
+            worst = worst.max(task.await.unwrap());
+        }
+        let worst_tick = interval.await.unwrap();
+        stop.store(true, SeqCst);
+        greedy.await.unwrap();
+        feeder.join().unwrap();
+        (worst, worst_tick)
+    });
+    // Two turns, of 128 reads each; with the harvest's a few more.
+    assert!(worst.0 <= 8 * 128, "{} reads between two of another connection", worst.0);
+    // A millisecond is some thousand reads where they are fastest; never so many as this.
+    assert!(worst.1 <= 50_000, "{} reads between two ticks", worst.1);
+}
+
+/// Trap S22: a loop over an accept that fails at once, each time, lets others run.
+#[test]
+fn accept_loop_that_always_fails_yields() {
+    let _watchdog = watchdog(60);
+    let rt = runtime(1);
+    let worst = rt.run(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        listener.close();
+        let failures = Arc::new(AtomicUsize::new(0));
+        let stop = Arc::new(AtomicBool::new(false));
+        let (failures_there, stop_there) = (failures.clone(), stop.clone());
+        let failing = gopark::spawn(async move {
+            while !stop_there.load(SeqCst) && failures_there.load(SeqCst) < 1_000_000 {
+                assert!(listener.accept().await.is_err());
+                failures_there.fetch_add(1, SeqCst);
+            }
+        });
+        let mut worst = 0;
+        for _ in 0..50 {
+            let before = failures.load(SeqCst);
+            gopark::yield_now().await;
+            worst = worst.max(failures.load(SeqCst) - before);
+        }
+        stop.store(true, SeqCst);
+        failing.await.unwrap();
+        worst
+    });
+    assert!((1..=512).contains(&worst), "{worst} failures in a row");
+}
+
+/// The budget is a poll's: a `select!` of many ready sockets, and a task that wakes itself, get a new one each time.
+#[test]
+fn budget_does_not_starve_its_own_task() {
+    let _watchdog = watchdog(60);
+    let rt = runtime(1);
+    rt.run(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (socket, mut peer) = connection(&listener).await;
+        peer.write_all(&[7; 1000]).unwrap();
+        let mut byte = [0];
+        for _ in 0..1000 {
+            socket.read_exact(&mut byte).await.unwrap();
+        }
+        // In `block_on` and in `block_in_place` there is nobody behind it.
+        peer.write_all(&[7; 1000]).unwrap();
+        gopark::block_in_place(|| {
+            for _ in 0..1000 {
+                let mut byte = [0];
+                let mut read = Box::pin(socket.read(&mut byte));
+                while read.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {}
+            }
+        });
+    });
+}
+
+/// Trap S13: there is no timed park: threads with nothing to do are not woken at all. Sysmon's last looks pass first.
+#[test]
+fn idle_runtime_sleeps() {
+    let _watchdog = watchdog(60);
+    let rt = Builder::new().workers(2).thread_name("idle-runtime").build().unwrap();
+    rt.run(async {
+        let tasks: Vec<_> = (0..100).map(|_| gopark::spawn(gopark::yield_now())).collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+        let _pool = gopark::spawn_blocking(|| {}).await;
+    });
+    let switches = || -> usize {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+        let status = tasks.filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("status")).ok());
+        let ours = status.filter(|status| status.starts_with("Name:\tidle-runtime"));
+        let count = |status: String| -> usize {
+            let line = status.lines().find(|line| line.starts_with("voluntary_ctxt_switches:")).unwrap();
+            line.split_whitespace().nth(1).unwrap().parse().unwrap()
+        };
+        ours.map(count).sum()
+    };
+    // One stretch of quiet is enough, but there must be one, or the watchdog ends this.
+    let (_keep, never) = channel::<()>();
+    loop {
+        let before = switches();
+        assert!(before > 0);
+        assert_eq!(never.recv_timeout(Duration::from_millis(200)), Err(RecvTimeoutError::Timeout));
+        if switches() == before {
+            break;
+        }
+    }
+    assert_eq!(rt.run(async { 1 }), 1, "and it can be woken");
+}
+
+/// A future that is polled by a foreign executor, in a task of this one, and by `block_on`, one after the other: each
+/// wake goes to who polled last (trap S9).
+#[test]
+fn task_handed_from_executor_to_executor() {
+    let _watchdog = watchdog(60);
+    let rt = runtime(2);
+    let mut pool = futures::executor::LocalPool::new();
+    for round in 0..300 {
+        let mut task = rt.spawn(async move {
+            for _ in 0..round % 5 {
+                gopark::yield_now().await;
+            }
+            gopark::time::sleep(Duration::from_micros(10)).await;
+            round
+        });
+        if Pin::new(&mut task).poll(&mut Context::from_waker(Waker::noop())).is_ready() {
+            continue;
+        }
+        let out = match round % 3 {
+            0 => pool.run_until(task),
+            1 => rt.block_on(task),
+            _ => rt.block_on(rt.spawn(task)).unwrap(),
+        };
+        assert_eq!(out.unwrap(), round);
+    }
+}

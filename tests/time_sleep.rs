@@ -1,0 +1,630 @@
+//! Sleeps, timeouts and intervals. A sleep is never early; how late it is, is bounded only where a bound shows a bug
+//! and no load can break it.
+
+mod support;
+
+use gopark::time::{MissedTick, Sleep, interval, interval_at, sleep, sleep_until, timeout, timeout_at};
+use gopark::{Builder, Runtime};
+use std::future::{pending, poll_fn, ready};
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, RawWaker, RawWakerVTable, Wake, Waker};
+use std::thread;
+use std::time::{Duration, Instant};
+use support::watchdog;
+
+const MS: Duration = Duration::from_millis(1);
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn runtime(workers: usize) -> Runtime {
+    Builder::new().workers(workers).build().unwrap()
+}
+
+fn poll_once(sleep: &mut Sleep) -> Poll<()> {
+    Pin::new(sleep).poll(&mut Context::from_waker(Waker::noop()))
+}
+
+#[test]
+fn sleep_is_never_early() {
+    let _watchdog = watchdog(60);
+    let rt = runtime(1);
+    for micros in [0, 1, 10, 100, 999, 1000, 1001, 5000] {
+        let wanted = Duration::from_micros(micros);
+        let (by_task, by_block_on) = (
+            rt.run(async move {
+                let start = Instant::now();
+                sleep(wanted).await;
+                start.elapsed()
+            }),
+            rt.block_on(async {
+                let start = Instant::now();
+                sleep(wanted).await;
+                start.elapsed()
+            }),
+        );
+        assert!(by_task >= wanted && by_block_on >= wanted, "{wanted:?}: {by_task:?} {by_block_on:?}");
+    }
+}
+
+/// Trap TM4: of many sleeps of 100 us the shortest is far below the millisecond that a rounded epoll timeout takes.
+#[test]
+fn short_sleep_is_not_rounded_to_milliseconds() {
+    let _watchdog = watchdog(60);
+    let rt = runtime(1);
+    let best = rt.run(async {
+        let mut best = HOUR;
+        for _ in 0..100 {
+            let start = Instant::now();
+            sleep(Duration::from_micros(100)).await;
+            best = best.min(start.elapsed());
+        }
+        best
+    });
+    assert!(best < Duration::from_micros(900), "{best:?}");
+}
+
+/// Sleeps that one worker looks at in one go end in the order of their deadlines.
+#[test]
+fn sleeps_end_in_order() {
+    let _watchdog = watchdog(60);
+    let rt = runtime(1);
+    let ended = Arc::new(Mutex::new(Vec::new()));
+    let there = ended.clone();
+    rt.run(async move {
+        let start = Instant::now() + MS;
+        let tasks: Vec<_> = [7, 3, 9, 1, 5, 0, 8, 2, 6, 4]
+            .map(|n| {
+                let ended = there.clone();
+                gopark::spawn(async move {
+                    sleep_until(start + n * MS).await;
+                    ended.lock().unwrap().push(n);
+                })
+            })
+            .into();
+        for task in tasks {
+            task.await.unwrap();
+        }
+    });
+    assert_eq!(*ended.lock().unwrap(), (0..10).collect::<Vec<_>>());
+}
+
+/// Trap TM5: zero, the past, and durations that no clock can hold.
+#[test]
+fn sleep_at_the_ends_of_the_range() {
+    let _watchdog = watchdog(60);
+    let rt = runtime(1);
+    rt.run(async {
+        assert_eq!(poll_once(&mut sleep(Duration::ZERO)), Poll::Ready(()));
+        let now = Instant::now();
+        assert_eq!(poll_once(&mut sleep_until(now)), Poll::Ready(()));
+        assert_eq!(
+            poll_once(&mut sleep_until(now.checked_sub(Duration::from_secs(1)).unwrap_or(now))),
+            Poll::Ready(())
+        );
+        for huge in [
+            Duration::MAX,
+            Duration::from_secs(u64::MAX),
+            Duration::from_nanos(u64::MAX),
+            Duration::from_millis(u64::MAX),
+        ] {
+            let mut long = sleep(huge);
+            assert!(poll_once(&mut long).is_pending() && !long.is_elapsed());
+            assert!(timeout(huge, ready(3)).await == Ok(3));
+            let mut beside = Box::pin(timeout(huge, pending::<()>()));
+            assert!(beside.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+            // One that is armed beside it still ends.
+            sleep(MS).await;
+            let mut ticks = interval(huge);
+            ticks.tick().await;
+            assert!(Pin::new(&mut ticks).poll_tick(&mut Context::from_waker(Waker::noop())).is_pending());
+            let mut ticks = interval_at(Instant::now(), huge);
+            for missed in [MissedTick::Delay, MissedTick::Skip] {
+                ticks.set_missed_tick(missed);
+                ticks.reset();
+            }
+        }
+    });
+}
+
+#[test]
+fn reset_and_is_elapsed() {
+    let _watchdog = watchdog(60);
+    let rt = runtime(1);
+    rt.run(async {
+        let start = Instant::now();
+        let mut timer = sleep(HOUR);
+        assert!(poll_once(&mut timer).is_pending() && !timer.is_elapsed());
+        // To an earlier time.
+        timer.reset(start + MS);
+        assert_eq!(timer.deadline(), start + MS);
+        (&mut timer).await;
+        assert!(timer.is_elapsed() && start.elapsed() >= MS);
+        // One that has ended, to a later time; polled again it stays ended.
+        assert_eq!(poll_once(&mut timer), Poll::Ready(()));
+        let later = Instant::now() + 2 * MS;
+        timer.reset(later);
+        (&mut timer).await;
+        assert!(Instant::now() >= later);
+        // One that waits, to a later time: the old one does not end it.
+        timer.reset(Instant::now() + MS);
+        assert!(poll_once(&mut timer).is_pending());
+        timer.reset(Instant::now() + HOUR);
+        sleep(3 * MS).await;
+        assert!(poll_once(&mut timer).is_pending() && !timer.is_elapsed());
+        // To the past.
+        timer.reset(start);
+        assert!(timer.is_elapsed());
+        assert_eq!(poll_once(&mut timer), Poll::Ready(()));
+        // Elapsed, and nobody has asked.
+        let timer = sleep(MS);
+        sleep(2 * MS).await;
+        assert!(timer.is_elapsed());
+    });
+}
+
+#[test]
+fn timeout_of_futures_that_are_ready_pending_and_late() {
+    let _watchdog = watchdog(60);
+    let rt = runtime(1);
+    rt.run(async {
+        assert_eq!(timeout(Duration::ZERO, ready(1)).await, Ok(1), "the future is polled once in any case");
+        assert_eq!(timeout_at(Instant::now(), ready(2)).await, Ok(2));
+        let elapsed = timeout(MS, pending::<()>()).await.unwrap_err();
+        assert_eq!(elapsed.to_string(), "the deadline has passed");
+        let error = io::Error::from(elapsed);
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(error.get_ref().is_some_and(|inner| inner.is::<gopark::time::Elapsed>()));
+        assert!(timeout(MS, sleep(HOUR)).await.is_err());
+        assert_eq!(timeout(HOUR, sleep(MS)).await, Ok(()));
+        // What is timed out is the wait for a task, not the task.
+        let mut task = gopark::spawn(async {
+            sleep(3 * MS).await;
+            5
+        });
+        assert!(timeout(Duration::ZERO, &mut task).await.is_err());
+        assert_eq!(task.await.unwrap(), 5);
+    });
+}
+
+/// A future that is always ready again, and one that uses up its budget, cannot keep a timeout from its end.
+#[test]
+fn timeout_of_a_future_that_never_rests() {
+    let _watchdog = watchdog(60);
+    let rt = runtime(1);
+    rt.run(async {
+        let mut polls = 0;
+        let spinning = poll_fn(|cx| -> Poll<()> {
+            polls += 1;
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        });
+        assert!(timeout(MS, spinning).await.is_err());
+        assert!(polls > 0);
+        let listener = gopark::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        listener.close();
+        let failing = async {
+            loop {
+                assert!(listener.accept().await.is_err());
+            }
+        };
+        assert!(timeout(5 * MS, failing).await.map(|(): ()| ()).is_err());
+    });
+}
+
+/// Stalls the task, so that its next tick is late.
+fn stall_until(at: Instant) {
+    while Instant::now() <= at {
+        thread::yield_now();
+    }
+}
+
+/// The instants that `tick` returns are when the ticks were due, to the nanosecond.
+#[test]
+fn interval_and_ticks_in_time() {
+    let _watchdog = watchdog(60);
+    let rt = runtime(1);
+    rt.run(async {
+        let start = Instant::now() + MS;
+        let mut ticks = interval_at(start, MS);
+        assert_eq!((ticks.period(), ticks.missed_tick()), (MS, MissedTick::Burst));
+        for n in 0..20 {
+            assert_eq!(ticks.tick().await, start + n * MS);
+            assert!(Instant::now() >= start + n * MS);
+        }
+        // The first comes at once.
+        let before = Instant::now();
+        let first = interval(HOUR).tick().await;
+        assert!(first >= before && first <= Instant::now());
+        // A tick that was not waited for to its end comes again.
+        let mut ticks = interval_at(start + 100 * MS, MS);
+        assert!(timeout(Duration::ZERO, ticks.tick()).await.is_err());
+        assert_eq!(ticks.tick().await, start + 100 * MS);
+        // As a stream.
+        let mut ticks = interval_at(start, MS);
+        let next = futures::StreamExt::next(&mut ticks).await;
+        assert_eq!(next, Some(start));
+        // Reset: one period from now.
+        let before = Instant::now();
+        ticks.reset();
+        let due = ticks.tick().await;
+        assert!(due >= before + MS && due <= Instant::now());
+    });
+}
+
+#[test]
+fn interval_and_missed_ticks_in_a_burst() {
+    let _watchdog = watchdog(60);
+    let rt = runtime(1);
+    rt.run(async {
+        let period = 10 * MS;
+        let start = Instant::now();
+        let mut ticks = interval_at(start, period);
+        ticks.set_missed_tick(MissedTick::Burst);
+        assert_eq!(ticks.tick().await, start);
+        stall_until(start + 5 * period);
+        for n in 1..=8 {
+            assert_eq!(ticks.tick().await, start + n * period);
+            assert!(Instant::now() >= start + n * period);
+        }
+    });
+}
+
+#[test]
+fn interval_and_missed_ticks_delayed() {
+    let _watchdog = watchdog(60);
+    let rt = runtime(1);
+    rt.run(async {
+        let period = 10 * MS;
+        let start = Instant::now();
+        let mut ticks = interval_at(start, period);
+        ticks.set_missed_tick(MissedTick::Delay);
+        assert_eq!(ticks.tick().await, start);
+        stall_until(start + 3 * period + 3 * MS);
+        let before = Instant::now();
+        assert_eq!(ticks.tick().await, start + period, "the late one says when it was due");
+        let after = Instant::now();
+        let next = ticks.tick().await;
+        assert!((before + period..=after + period).contains(&next), "a period from when the late one was taken");
+    });
+}
+
+#[test]
+fn interval_and_missed_ticks_skipped() {
+    let _watchdog = watchdog(60);
+    let rt = runtime(1);
+    rt.run(async {
+        let period = 10 * MS;
+        let start = Instant::now();
+        let mut ticks = interval_at(start, period);
+        ticks.set_missed_tick(MissedTick::Skip);
+        assert_eq!(ticks.tick().await, start);
+        stall_until(start + 3 * period + 3 * MS);
+        let before = Instant::now();
+        assert_eq!(ticks.tick().await, start + period);
+        let after = Instant::now();
+        let next = ticks.tick().await;
+        let into = (next - start).as_nanos() % period.as_nanos();
+        // Where it lies on the grid depends on two looks at the clock, a few nanoseconds apart.
+        assert_eq!(into, 0, "off the grid by {into} ns");
+        assert!(next > before && next <= after + period);
+    });
+}
+
+#[test]
+fn interval_of_zero_panics() {
+    let _watchdog = watchdog(60);
+    let rt = runtime(1);
+    let error = rt.block_on(rt.spawn(async { drop(interval(Duration::ZERO)) })).unwrap_err();
+    assert_eq!(*error.into_panic().downcast::<&str>().unwrap(), "gopark: an interval's period must not be zero");
+}
+
+/// Trap TM2: sleeps that are dropped, or reset, in the instant in which they fire: no other timer suffers.
+#[test]
+fn drop_and_fire_at_the_same_instant() {
+    let _watchdog = watchdog(60);
+    let rt = runtime(2);
+    let tasks: Vec<_> = (0..4u32)
+        .map(|n| {
+            rt.spawn(async move {
+                let mut random = n * 2 + 1;
+                for round in 0..2000 {
+                    random = random.wrapping_mul(1664525).wrapping_add(1013904223);
+                    let tiny = Duration::from_nanos(u64::from(random >> 15));
+                    // It loses, or wins, by next to nothing.
+                    let mut loser = sleep(tiny);
+                    let _ = timeout(tiny, &mut loser).await;
+                    if round % 3 == 0 {
+                        loser.reset(Instant::now() + tiny);
+                        let _ = poll_once(&mut loser);
+                    }
+                    drop(loser);
+                    // This one must not have been cancelled in its place.
+                    sleep(tiny / 2).await;
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        rt.block_on(task).unwrap();
+    }
+}
+
+/// Trap TM3: whoever polls last is woken, also when the sleep fires between two polls with different wakers.
+#[test]
+fn fire_while_the_waker_changes() {
+    let _watchdog = watchdog(60);
+    let rt = runtime(1);
+    let _entered = rt.enter();
+    for round in 0..3000u32 {
+        let mut timer = sleep(Duration::from_nanos(u64::from(round % 300) * 500));
+        if poll_once(&mut timer).is_ready() {
+            continue;
+        }
+        for _ in 0..round % 50 {
+            if poll_once(&mut timer).is_ready() {
+                break;
+            }
+        }
+        futures::executor::block_on(timer);
+    }
+}
+
+/// Trap TM1: a timer that is due before all others, armed from outside while the poller goes to sleep, is not slept
+/// past.
+#[test]
+fn arm_while_the_poller_goes_to_sleep() {
+    let _watchdog = watchdog(60);
+    for workers in [1, 2] {
+        let rt = runtime(workers);
+        // Somebody who sleeps long, so that the poller has a time of its own.
+        let _long = rt.spawn(sleep_forever());
+        thread::scope(|scope| {
+            for n in 0..3u64 {
+                let rt = &rt;
+                scope.spawn(move || {
+                    let _entered = rt.enter();
+                    for round in 0..1500 {
+                        futures::executor::block_on(sleep(Duration::from_nanos((round * 7 + n) % 50 * 1000)));
+                        // The worker was just awake for a task, too.
+                        if round % 4 == n {
+                            rt.block_on(rt.spawn(async { sleep(Duration::from_micros(20)).await })).unwrap();
+                        }
+                    }
+                });
+            }
+        });
+    }
+}
+
+async fn sleep_forever() {
+    sleep(Duration::MAX).await;
+}
+
+/// Trap P6: the timers of a worker that computes are taken by the other. The sleep is armed by the very task that then
+/// keeps its worker, and the task waits for it there.
+#[test]
+fn timer_of_a_busy_worker_fires_on_another() {
+    let _watchdog = watchdog(60);
+    let rt = runtime(2);
+    for _ in 0..10 {
+        rt.run(async {
+            let (tx, fired) = channel();
+            let there = thread::current().id();
+            struct Told(Mutex<std::sync::mpsc::Sender<thread::ThreadId>>);
+            impl Wake for Told {
+                fn wake(self: Arc<Self>) {
+                    self.0.lock().unwrap().send(thread::current().id()).unwrap();
+                }
+            }
+            let mut timer = sleep(5 * MS);
+            let waker = Waker::from(Arc::new(Told(Mutex::new(tx))));
+            assert!(Pin::new(&mut timer).poll(&mut Context::from_waker(&waker)).is_pending());
+            // It neither yields nor lets go of its P; only another worker can send.
+            assert_ne!(fired.recv().unwrap(), there);
+            assert!(timer.is_elapsed());
+        });
+    }
+}
+
+/// Sleeps work for any executor while their runtime lives, whichever thread polls them.
+#[test]
+fn sleep_polled_by_a_foreign_executor() {
+    let _watchdog = watchdog(60);
+    let rt = runtime(1);
+    let timer = {
+        let _entered = rt.enter();
+        sleep(2 * MS)
+    };
+    let deadline = timer.deadline();
+    thread::spawn(move || futures::executor::block_on(timer)).join().unwrap();
+    assert!(Instant::now() >= deadline);
+    let _entered = rt.enter();
+    let mut pool = futures::executor::LocalPool::new();
+    pool.run_until(async {
+        futures::join!(sleep(MS), sleep(2 * MS), async {
+            assert!(timeout(MS, pending::<()>()).await.is_err());
+        });
+    });
+    // In another runtime's task.
+    let other = runtime(1);
+    other.block_on(other.spawn(sleep(2 * MS))).unwrap();
+    let mine = rt.handle().clone();
+    other.run(async move {
+        let timer = {
+            let _entered = mine.enter();
+            sleep(2 * MS)
+        };
+        timer.await;
+    });
+}
+
+/// A sleep whose runtime is gone says so, whether it waited before or not; one whose time has come is ready.
+#[test]
+fn sleep_after_the_runtime() {
+    let _watchdog = watchdog(60);
+    let rt = runtime(1);
+    let entered = rt.enter();
+    let (fresh, mut waiting, past) = (sleep(HOUR), sleep(HOUR), sleep(Duration::ZERO));
+    struct Told(std::sync::mpsc::SyncSender<()>);
+    impl Wake for Told {
+        fn wake(self: Arc<Self>) {
+            let _ = self.0.send(());
+        }
+    }
+    let (woken_tx, woken) = std::sync::mpsc::sync_channel(1);
+    let waker = Waker::from(Arc::new(Told(woken_tx)));
+    assert!(Pin::new(&mut waiting).poll(&mut Context::from_waker(&waker)).is_pending());
+    drop(waker);
+    drop(entered);
+    drop(rt);
+    assert_eq!(woken.recv(), Ok(()), "whoever waits hears of it");
+    for mut timer in [fresh, waiting] {
+        assert!(!timer.is_elapsed());
+        let polled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| poll_once(&mut timer)));
+        let text = *polled.unwrap_err().downcast::<&str>().unwrap();
+        assert!(text.starts_with("gopark: a sleep was awaited after its runtime had been shut down"), "{text}");
+    }
+    futures::executor::block_on(past);
+}
+
+/// A waker each of whose functions, and whose drop, uses the timers that it waits for.
+mod hooked {
+    use super::*;
+
+    struct Hooked {
+        handle: gopark::Handle,
+        wakes: Arc<AtomicUsize>,
+    }
+
+    impl Hooked {
+        fn meddle(&self) {
+            let _entered = self.handle.enter();
+            let mut timer = sleep(HOUR);
+            assert!(poll_once(&mut timer).is_pending());
+            drop(gopark::spawn(async {}));
+        }
+    }
+
+    static VTABLE: RawWakerVTable = RawWakerVTable::new(clone, wake, wake_by_ref, drop_waker);
+
+    fn data(hooked: Arc<Hooked>) -> RawWaker {
+        RawWaker::new(Arc::into_raw(hooked).cast(), &VTABLE)
+    }
+
+    pub(super) fn waker(handle: gopark::Handle, wakes: Arc<AtomicUsize>) -> Waker {
+        // SAFETY: the functions below keep the contract: the data is an `Arc<Hooked>`, one for each waker.
+        unsafe { Waker::from_raw(data(Arc::new(Hooked { handle, wakes }))) }
+    }
+
+    unsafe fn clone(raw: *const ()) -> RawWaker {
+        // SAFETY: the waker that is cloned holds the Arc; the count is raised for the new one.
+        let hooked = unsafe {
+            Arc::increment_strong_count(raw.cast::<Hooked>());
+            Arc::from_raw(raw.cast::<Hooked>())
+        };
+        hooked.meddle();
+        data(hooked)
+    }
+
+    unsafe fn wake(raw: *const ()) {
+        // SAFETY: the waker's own Arc, given up.
+        unsafe {
+            wake_by_ref(raw);
+            drop_waker(raw);
+        }
+    }
+
+    unsafe fn wake_by_ref(raw: *const ()) {
+        // SAFETY: the waker holds the Arc during the call.
+        let hooked = unsafe { &*raw.cast::<Hooked>() };
+        hooked.meddle();
+        hooked.wakes.fetch_add(1, SeqCst);
+    }
+
+    unsafe fn drop_waker(raw: *const ()) {
+        // SAFETY: the waker's own Arc, given up.
+        let hooked = unsafe { Arc::from_raw(raw.cast::<Hooked>()) };
+        hooked.meddle();
+    }
+}
+
+/// Trap S18: wakers are cloned, woken and dropped under no lock: their code may use the same timers.
+#[test]
+fn waker_that_uses_the_timers_it_waits_for() {
+    let _watchdog = watchdog(60);
+    let rt = runtime(1);
+    let wakes = Arc::new(AtomicUsize::new(0));
+    let new = || hooked::waker(rt.handle().clone(), wakes.clone());
+    let _entered = rt.enter();
+    let (first, second) = (new(), new());
+    // Armed, refreshed with another, cancelled.
+    let mut timer = sleep(HOUR);
+    assert!(Pin::new(&mut timer).poll(&mut Context::from_waker(&first)).is_pending());
+    assert!(Pin::new(&mut timer).poll(&mut Context::from_waker(&second)).is_pending());
+    timer.reset(Instant::now() + HOUR);
+    assert!(Pin::new(&mut timer).poll(&mut Context::from_waker(&first)).is_pending());
+    drop(timer);
+    // Fired.
+    let mut timer = sleep(MS);
+    assert!(Pin::new(&mut timer).poll(&mut Context::from_waker(&second)).is_pending());
+    while wakes.load(SeqCst) == 0 {
+        thread::yield_now();
+    }
+    rt.block_on(timer);
+    // By a JoinHandle: polled with one, then the other; woken; dropped.
+    let (go, wait) = channel::<()>();
+    let mut task = rt.spawn(async move {
+        let _ = wait.recv();
+    });
+    for waker in [&first, &second] {
+        assert!(pin!(&mut task).poll(&mut Context::from_waker(waker)).is_pending());
+    }
+    drop(go);
+    while wakes.load(SeqCst) == 1 {
+        thread::yield_now();
+    }
+    rt.block_on(task).unwrap();
+    // By the shutdown.
+    let mut timer = sleep(HOUR);
+    assert!(Pin::new(&mut timer).poll(&mut Context::from_waker(&first)).is_pending());
+    let mut parked = rt.spawn(pending::<()>());
+    assert!(pin!(&mut parked).poll(&mut Context::from_waker(&second)).is_pending());
+    drop(_entered);
+    let handle = rt.handle().clone();
+    // The hook of `meddle` cannot arm a timer any more, and panics: that is caught, too.
+    drop(rt);
+    assert!(wakes.load(SeqCst) >= 2 && parked.is_finished());
+    std::mem::forget((first, second, timer, parked, handle));
+}
+
+/// Every one of 100,000 sleepers wakes.
+#[test]
+fn hundred_thousand_sleepers() {
+    let _watchdog = watchdog(120);
+    let rt = runtime(2);
+    let woken = Arc::new(AtomicUsize::new(0));
+    let there = woken.clone();
+    rt.run(async move {
+        let mut random = 1u32;
+        let tasks: Vec<_> = (0..100_000)
+            .map(|_| {
+                random = random.wrapping_mul(1664525).wrapping_add(1013904223);
+                let time = Duration::from_micros(u64::from(random >> 8) % 100_000);
+                let woken = there.clone();
+                gopark::spawn(async move {
+                    let deadline = Instant::now() + time;
+                    sleep_until(deadline).await;
+                    assert!(Instant::now() >= deadline);
+                    woken.fetch_add(1, SeqCst);
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+    });
+    assert_eq!(woken.load(SeqCst), 100_000);
+}
