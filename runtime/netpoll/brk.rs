@@ -96,9 +96,16 @@ mod models {
         }
 
         fn poll(&self, block: bool) {
-            let held = if block { Some(self.polling.lock().unwrap()) } else { self.polling.try_lock().ok() };
-            if held.is_some() && self.kernel.poll(block) {
-                self.brk.harvested();
+            if block {
+                let _held = self.polling.lock().unwrap();
+                let wait = !self.brk.take_aside() || cfg!(gopark_mutant = "break_aside_ignored");
+                if self.kernel.poll(wait) {
+                    self.brk.harvested();
+                }
+            } else if let Ok(_held) = self.polling.try_lock() {
+                if self.kernel.poll(false) {
+                    self.brk.set_aside();
+                }
             }
         }
 

@@ -1,0 +1,53 @@
+//! What the benchmarks ask of a runtime, and the servers and programs written once for all of them.
+
+use crate::BUFFER;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+pub(crate) trait Runtime: Send + 'static {
+    type Listener: Send + Sync + 'static;
+    type Stream: Send + 'static;
+
+    /// Runs `main` as a task on a fresh runtime's workers, and returns what it returns.
+    fn run<F>(workers: usize, main: F) -> io::Result<F::Output>
+    where
+        F: Future<Output: Send> + Send + 'static;
+
+    /// Starts a task; what is returned waits for it, and leaves it alone when dropped.
+    fn spawn<F>(task: F) -> impl Future<Output = F::Output> + Send + 'static
+    where
+        F: Future<Output: Send> + Send + 'static;
+
+    fn sleep(time: Duration) -> impl Future<Output = ()> + Send;
+    fn bind(addr: SocketAddr) -> impl Future<Output = io::Result<Self::Listener>> + Send;
+    fn local_addr(listener: &Self::Listener) -> io::Result<SocketAddr>;
+    fn accept(listener: &Self::Listener) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+    fn read<'a>(stream: &'a mut Self::Stream, buf: &'a mut [u8]) -> impl Future<Output = io::Result<usize>> + Send;
+    fn write_all<'a>(stream: &'a mut Self::Stream, bytes: &'a [u8]) -> impl Future<Output = io::Result<()>> + Send;
+}
+
+/// The echo server: one task per connection.
+pub(crate) fn serve<R: Runtime>(addr: SocketAddr, workers: usize) -> io::Result<()> {
+    R::run(workers, accept_loop::<R>(addr))?
+}
+
+async fn accept_loop<R: Runtime>(addr: SocketAddr) -> io::Result<()> {
+    let listener = R::bind(addr).await?;
+    println!("listening on {}", R::local_addr(&listener)?);
+    loop {
+        let stream = R::accept(&listener).await?;
+        drop(R::spawn(echo::<R>(stream)));
+    }
+}
+
+async fn echo<R: Runtime>(mut stream: R::Stream) {
+    let mut buf = vec![0; BUFFER];
+    // An end or an error: either way this connection is over.
+    while let Ok(n @ 1..) = R::read(&mut stream, &mut buf).await {
+        if R::write_all(&mut stream, &buf[..n]).await.is_err() {
+            return;
+        }
+    }
+}

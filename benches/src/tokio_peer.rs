@@ -1,0 +1,57 @@
+//! tokio, multi-threaded.
+
+use crate::runtime::Runtime;
+use crate::sys;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+pub(crate) struct Tokio;
+
+impl Runtime for Tokio {
+    type Listener = TcpListener;
+    type Stream = TcpStream;
+
+    fn run<F>(workers: usize, main: F) -> io::Result<F::Output>
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()?;
+        Ok(runtime.block_on(async { Tokio::spawn(main).await }))
+    }
+
+    fn spawn<F>(task: F) -> impl Future<Output = F::Output> + Send + 'static
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        let handle = tokio::spawn(task);
+        async { handle.await.expect("no task panics") }
+    }
+
+    fn sleep(time: Duration) -> impl Future<Output = ()> + Send {
+        tokio::time::sleep(time)
+    }
+
+    async fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
+        TcpListener::from_std(sys::listen(addr, false)?)
+    }
+
+    fn local_addr(listener: &TcpListener) -> io::Result<SocketAddr> {
+        listener.local_addr()
+    }
+
+    async fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
+        Ok(listener.accept().await?.0)
+    }
+
+    fn read<'a>(stream: &'a mut TcpStream, buf: &'a mut [u8]) -> impl Future<Output = io::Result<usize>> + Send {
+        stream.read(buf)
+    }
+
+    fn write_all<'a>(stream: &'a mut TcpStream, bytes: &'a [u8]) -> impl Future<Output = io::Result<()>> + Send {
+        stream.write_all(bytes)
+    }
+}
