@@ -1,0 +1,178 @@
+//! What the tests of sockets share: connected pairs, bytes to send, wakers that count, polls by hand.
+#![allow(dead_code, unreachable_pub, missing_docs)]
+
+use gopark::net::{TcpListener, TcpStream};
+use gopark::{Builder, Runtime};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Condvar, Mutex};
+use std::task::{Context, Poll, Wake, Waker};
+
+pub fn runtime(workers: usize) -> Runtime {
+    Builder::new().workers(workers).build().unwrap()
+}
+
+pub const ANY: &str = "127.0.0.1:0";
+
+/// A connection, both ends in the current runtime: who connected, who accepted.
+pub async fn pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind(ANY).await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let (connected, accepted) = futures::join!(TcpStream::connect(addr), listener.accept());
+    (connected.unwrap(), accepted.unwrap().0)
+}
+
+/// A connection whose other end is std's and blocks.
+pub async fn std_pair() -> (TcpStream, std::net::TcpStream) {
+    let listener = TcpListener::bind(ANY).await.unwrap();
+    let peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    peer.set_nodelay(true).unwrap();
+    (listener.accept().await.unwrap().0, peer)
+}
+
+/// For futures that are kept for ever: what they borrow must live as long.
+pub fn leak<T>(value: T) -> &'static T {
+    Box::leak(Box::new(value))
+}
+
+pub fn leak_mut<T>(value: T) -> &'static mut T {
+    Box::leak(Box::new(value))
+}
+
+/// An address that refuses: bound, and nobody listens. It stays so while the socket lives.
+pub fn refusing() -> (socket2::Socket, SocketAddr) {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+    let addr = socket.local_addr().unwrap().as_socket().unwrap();
+    (socket, addr)
+}
+
+/// A prime, so that a lost or doubled block of any usual size shifts the pattern.
+const PERIOD: usize = 65_521;
+
+/// An endless stream of bytes, of which each place can be checked.
+#[derive(Clone)]
+pub struct Pattern {
+    bytes: Arc<[u8]>,
+    at: usize,
+}
+
+impl Pattern {
+    pub fn new(seed: u32) -> Self {
+        let mut x = seed | 1;
+        let mut next = || {
+            x ^= x << 13;
+            x ^= x >> 17;
+            x ^= x << 5;
+            x as u8
+        };
+        Pattern { bytes: (0..PERIOD).map(|_| next()).collect(), at: 0 }
+    }
+
+    /// The next bytes, at most `max`, without taking them.
+    pub fn peek(&self, max: usize) -> &[u8] {
+        let at = self.at % PERIOD;
+        &self.bytes[at..PERIOD.min(at + max)]
+    }
+
+    pub fn take(&mut self, n: usize) {
+        self.at += n;
+    }
+
+    pub fn taken(&self) -> usize {
+        self.at
+    }
+
+    /// Compares what arrived with what must have been sent.
+    pub fn check(&mut self, mut got: &[u8]) {
+        while !got.is_empty() {
+            let n = self.peek(got.len()).len();
+            assert!(self.peek(n) == &got[..n], "the bytes from {} on are not what was sent", self.at);
+            self.take(n);
+            got = &got[n..];
+        }
+    }
+
+    pub fn bytes(&self, n: usize) -> Vec<u8> {
+        self.bytes.iter().copied().cycle().skip(self.at % PERIOD).take(n).collect()
+    }
+}
+
+/// A waker of nobody's executor, that counts.
+#[derive(Default)]
+pub struct Count {
+    wakes: Mutex<usize>,
+    woken: Condvar,
+}
+
+impl Wake for Count {
+    fn wake(self: Arc<Self>) {
+        *self.wakes.lock().unwrap() += 1;
+        self.woken.notify_all();
+    }
+}
+
+impl Count {
+    pub fn new() -> (Arc<Count>, Waker) {
+        let count = Arc::new(Count::default());
+        (count.clone(), count.into())
+    }
+
+    pub fn wakes(&self) -> usize {
+        *self.wakes.lock().unwrap()
+    }
+
+    /// Waits for the `n`th wake. Not for runtime threads.
+    pub fn wait(&self, n: usize) {
+        let mut wakes = self.wakes.lock().unwrap();
+        while *wakes < n {
+            wakes = self.woken.wait(wakes).unwrap();
+        }
+    }
+}
+
+/// One poll by hand.
+pub fn poll<F: Future + ?Sized>(future: &mut Pin<Box<F>>, waker: &Waker) -> Poll<F::Output> {
+    future.as_mut().poll(&mut Context::from_waker(waker))
+}
+
+pub fn noop() -> Waker {
+    futures::task::noop_waker()
+}
+
+/// Polls once, whoever the caller is, and leaves no waker behind that anybody misses.
+pub async fn is_pending<F: Future + ?Sized>(future: &mut Pin<Box<F>>) -> bool {
+    std::future::poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx).is_pending())).await
+}
+
+/// A connection on which a byte goes round. What the kernel knew when `beat` began, a poll has harvested when it ends:
+/// epoll reports in the order in which descriptors became ready, and this one's byte came last.
+pub struct Pulse {
+    from: TcpStream,
+    to: TcpStream,
+}
+
+impl Pulse {
+    pub async fn new() -> Self {
+        let (from, to) = pair().await;
+        let pulse = Pulse { from, to };
+        pulse.beat().await;
+        pulse
+    }
+
+    pub async fn beat(&self) {
+        // Twice: the first byte may be found by a read that an older event had let through.
+        for _ in 0..2 {
+            let mut buf = [0; 2];
+            let mut read = Box::pin(self.to.read(&mut buf));
+            assert!(is_pending(&mut read).await);
+            self.from.write_all(b".").await.unwrap();
+            assert_eq!(read.await.unwrap(), 1);
+        }
+    }
+}
+
+/// How many descriptors the process has open.
+pub fn open_fds() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
