@@ -85,9 +85,19 @@ impl Schedule for Rig {
     fn unjoined_panic(&self, _: &TaskInfo, payload: Box<dyn Any + Send>) {
         let angry_hook = payload.is::<AngryHook>();
         self.unjoined.lock().unwrap().push(payload);
-        assert!(!angry_hook, "the hook panics");
+        if angry_hook {
+            std::panic::panic_any(AngryPayload);
+        }
     }
 }
 
 /// A payload that makes the rig's `unjoined_panic` panic.
 pub(super) struct AngryHook;
+
+struct AngryPayload;
+
+impl Drop for AngryPayload {
+    fn drop(&mut self) {
+        std::panic::panic_any(());
+    }
+}

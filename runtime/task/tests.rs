@@ -115,7 +115,8 @@ fn wake_during_run() {
     let join = rig.spawn(poll_fn(move |cx| {
         polls += 1;
         cx.waker().wake_by_ref();
-        cx.waker().clone().wake();
+        let waker = cx.waker().clone();
+        waker.wake();
         if polls == 3 { Poll::Ready(polls) } else { Poll::Pending }
     }));
     let g = rig.next().unwrap();
@@ -162,7 +163,8 @@ fn wake_from_threads_and_run() {
             scope.spawn(|| {
                 for _ in 0..WAKES {
                     wakes.fetch_add(1, SeqCst);
-                    waker.clone().wake();
+                    let waker = waker.clone();
+                    waker.wake();
                 }
             });
         }

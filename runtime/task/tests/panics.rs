@@ -91,6 +91,7 @@ fn panic_in_drop_of_payload() {
     rig.end();
 }
 
+/// The hook's payload panics too when it is dropped.
 #[test]
 fn panic_in_hook() {
     let rig = Rig::new();
