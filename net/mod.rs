@@ -13,8 +13,10 @@ mod listen;
 mod resolve;
 mod sys;
 mod tcp;
+mod tcp_split;
 
 pub use crate::runtime::poll_gate::{Closed, RuntimeGone};
 pub use limit::raise_nofile_limit;
 pub use resolve::{ToSocketAddrs, lookup_host};
-pub use tcp::{Incoming, OwnedReadHalf, OwnedWriteHalf, ReadHalf, ReuniteError, TcpListener, TcpStream, WriteHalf};
+pub use tcp::{Incoming, TcpListener, TcpStream};
+pub use tcp_split::{OwnedReadHalf, OwnedWriteHalf, ReadHalf, ReuniteError, WriteHalf};

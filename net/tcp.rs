@@ -7,14 +7,11 @@ use super::resolve::ToSocketAddrs;
 use super::sys;
 use crate::runtime::poll_gate::{Side, Start};
 use futures_core::Stream;
-use futures_io::{AsyncRead, AsyncWrite};
 use socket2::SockRef;
-use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::{self, Shutdown, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -341,17 +338,6 @@ impl TcpStream {
         let _ = self.fd.io().shutdown(Shutdown::Both);
     }
 
-    /// Two halves for two branches of one task. Dropping them does nothing.
-    pub fn split(&self) -> (ReadHalf<'_>, WriteHalf<'_>) {
-        (ReadHalf { stream: self }, WriteHalf { stream: self })
-    }
-
-    /// Two halves for two tasks. Dropping the write half shuts the write side, and only that (trap P9).
-    pub fn into_split(self) -> (OwnedReadHalf, OwnedWriteHalf) {
-        let stream = Arc::new(self);
-        (OwnedReadHalf { stream: stream.clone() }, OwnedWriteHalf { stream, shut_on_drop: true })
-    }
-
     /// This end's address.
     ///
     /// # Errors
@@ -421,25 +407,29 @@ impl TcpStream {
         self.fd.io().take_error()
     }
 
-    fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+    pub(super) fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         self.fd.poll_io(Side::Read, cx, None, buf.len(), |mut s| s.read(buf))
     }
 
-    fn poll_read_vectored(&self, cx: &mut Context<'_>, bufs: &mut [IoSliceMut<'_>]) -> Poll<io::Result<usize>> {
+    pub(super) fn poll_read_vectored(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+    ) -> Poll<io::Result<usize>> {
         let asked = bufs.iter().map(|b| b.len()).sum();
         self.fd.poll_io(Side::Read, cx, None, asked, |mut s| s.read_vectored(bufs))
     }
 
-    fn poll_write(&self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    pub(super) fn poll_write(&self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.fd.poll_io(Side::Write, cx, None, buf.len(), |mut s| s.write(buf))
     }
 
-    fn poll_write_vectored(&self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    pub(super) fn poll_write_vectored(&self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let asked = bufs.iter().map(|b| b.len()).sum();
         self.fd.poll_io(Side::Write, cx, None, asked, |mut s| s.write_vectored(bufs))
     }
 
-    fn poll_close(&self) -> Poll<io::Result<()>> {
+    pub(super) fn poll_close(&self) -> Poll<io::Result<()>> {
         match self.shutdown(Shutdown::Write) {
             // The peer was faster.
             Err(e) if e.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
@@ -447,86 +437,6 @@ impl TcpStream {
         }
     }
 }
-
-/// The read half of [`TcpStream::split`].
-#[derive(Debug, Clone, Copy)]
-pub struct ReadHalf<'a> {
-    stream: &'a TcpStream,
-}
-
-/// The write half of [`TcpStream::split`].
-#[derive(Debug, Clone, Copy)]
-pub struct WriteHalf<'a> {
-    stream: &'a TcpStream,
-}
-
-/// The read half of [`TcpStream::into_split`].
-#[derive(Debug)]
-pub struct OwnedReadHalf {
-    stream: Arc<TcpStream>,
-}
-
-/// The write half of [`TcpStream::into_split`]. Dropping it shuts the write side.
-#[derive(Debug)]
-pub struct OwnedWriteHalf {
-    stream: Arc<TcpStream>,
-    shut_on_drop: bool,
-}
-
-impl OwnedReadHalf {
-    /// Puts the connection together again.
-    ///
-    /// # Errors
-    /// [`ReuniteError`], with both halves, if they are of two connections.
-    pub fn reunite(self, write: OwnedWriteHalf) -> Result<TcpStream, ReuniteError> {
-        reunite(self, write)
-    }
-}
-
-impl OwnedWriteHalf {
-    /// Puts the connection together again.
-    ///
-    /// # Errors
-    /// [`ReuniteError`], with both halves, if they are of two connections.
-    pub fn reunite(self, read: OwnedReadHalf) -> Result<TcpStream, ReuniteError> {
-        reunite(read, self)
-    }
-
-    /// Drops the half without shutting the write side.
-    pub fn forget(mut self) {
-        self.shut_on_drop = false;
-    }
-}
-
-fn reunite(read: OwnedReadHalf, mut write: OwnedWriteHalf) -> Result<TcpStream, ReuniteError> {
-    if !Arc::ptr_eq(&read.stream, &write.stream) {
-        return Err(ReuniteError(read, write));
-    }
-    write.shut_on_drop = false;
-    drop(write);
-    Ok(Arc::into_inner(read.stream).expect("there are two halves, and one is gone"))
-}
-
-impl Drop for OwnedWriteHalf {
-    fn drop(&mut self) {
-        if self.shut_on_drop {
-            // It fails only where the peer is gone already.
-            let _ = self.stream.shutdown(Shutdown::Write);
-        }
-    }
-}
-
-/// Two halves that are not of one connection.
-#[derive(Debug)]
-pub struct ReuniteError(pub OwnedReadHalf, pub OwnedWriteHalf);
-
-impl fmt::Display for ReuniteError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the halves are of two connections")
-    }
-}
-
-impl std::error::Error for ReuniteError {}
 
 macro_rules! fd_traits {
     ($($t:ty)*) => {$(
@@ -545,130 +455,3 @@ macro_rules! fd_traits {
 }
 
 fd_traits! { TcpListener TcpStream }
-
-/// The stream's methods on a half, and the traits on whatever reaches a stream.
-macro_rules! reads {
-    ($t:ty, $this:ident => $stream:expr) => {
-        impl AsyncRead for $t {
-            fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
-                let $this = &*self;
-                $stream.poll_read(cx, buf)
-            }
-
-            fn poll_read_vectored(
-                self: Pin<&mut Self>,
-                cx: &mut Context<'_>,
-                bufs: &mut [IoSliceMut<'_>],
-            ) -> Poll<io::Result<usize>> {
-                let $this = &*self;
-                $stream.poll_read_vectored(cx, bufs)
-            }
-        }
-    };
-}
-
-macro_rules! writes {
-    ($t:ty, $this:ident => $stream:expr) => {
-        impl AsyncWrite for $t {
-            fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-                let $this = &*self;
-                $stream.poll_write(cx, buf)
-            }
-
-            fn poll_write_vectored(
-                self: Pin<&mut Self>,
-                cx: &mut Context<'_>,
-                bufs: &[IoSlice<'_>],
-            ) -> Poll<io::Result<usize>> {
-                let $this = &*self;
-                $stream.poll_write_vectored(cx, bufs)
-            }
-
-            /// Nothing is kept back that would have to be flushed.
-            fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-                Poll::Ready(Ok(()))
-            }
-
-            /// Shuts the write side.
-            fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-                let $this = &*self;
-                $stream.poll_close()
-            }
-        }
-    };
-}
-
-macro_rules! read_half {
-    ($t:ty) => {
-        impl $t {
-            /// See [`TcpStream::read`].
-            ///
-            /// # Errors
-            /// As there.
-            pub async fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
-                self.stream.read(buf).await
-            }
-
-            /// See [`TcpStream::read_exact`].
-            ///
-            /// # Errors
-            /// As there.
-            pub async fn read_exact(&self, buf: &mut [u8]) -> io::Result<()> {
-                self.stream.read_exact(buf).await
-            }
-
-            /// See [`TcpStream::peek`].
-            ///
-            /// # Errors
-            /// As there.
-            pub async fn peek(&self, buf: &mut [u8]) -> io::Result<usize> {
-                self.stream.peek(buf).await
-            }
-
-            /// The whole connection.
-            pub fn stream(&self) -> &TcpStream {
-                &self.stream
-            }
-        }
-    };
-}
-
-macro_rules! write_half {
-    ($t:ty) => {
-        impl $t {
-            /// See [`TcpStream::write`].
-            ///
-            /// # Errors
-            /// As there.
-            pub async fn write(&self, buf: &[u8]) -> io::Result<usize> {
-                self.stream.write(buf).await
-            }
-
-            /// See [`TcpStream::write_all`].
-            ///
-            /// # Errors
-            /// As there.
-            pub async fn write_all(&self, buf: &[u8]) -> io::Result<()> {
-                self.stream.write_all(buf).await
-            }
-
-            /// The whole connection.
-            pub fn stream(&self) -> &TcpStream {
-                &self.stream
-            }
-        }
-    };
-}
-
-reads!(TcpStream, this => this);
-reads!(&TcpStream, this => this);
-reads!(ReadHalf<'_>, this => this.stream);
-reads!(OwnedReadHalf, this => this.stream);
-writes!(TcpStream, this => this);
-writes!(&TcpStream, this => this);
-writes!(WriteHalf<'_>, this => this.stream);
-writes!(OwnedWriteHalf, this => this.stream);
-read_half!(ReadHalf<'_>);
-read_half!(OwnedReadHalf);
-write_half!(WriteHalf<'_>);
-write_half!(OwnedWriteHalf);

@@ -43,6 +43,7 @@ const NET: &[&[&str]] = &[
     &["net/listen.rs"],
     &["net/dial.rs"],
     &["net/tcp.rs"],
+    &["net/tcp_split.rs"],
     &["net/mod.rs"],
 ];
 
