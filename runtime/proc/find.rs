@@ -215,13 +215,13 @@ impl M {
             when = sched.next_timer();
             sched.netpoll.set_poll_until(when);
         }
-        if sched.work_waiting() || sched.blocking.is_waiting() || sched.stopping() {
+        if sched.work_waiting() || !sched.blocking.is_empty() || sched.stopping() {
             if let Some(p) = sched.idle.retract(self.shared.id, role) {
                 if role == Role::Poll {
                     sched.netpoll.set_poll_until(0);
                 }
                 self.take_p(p, true);
-                if sched.blocking.is_waiting() {
+                if !sched.blocking.is_empty() {
                     // No thread could be started for it.
                     self.drop_p();
                     sched.run_blocking();

@@ -10,6 +10,7 @@
 mod find;
 mod wake;
 
+use super::budget;
 use super::idle::{Idle, MId, PId};
 use super::netpoll::Netpoll;
 use super::park::Parker;
@@ -18,7 +19,6 @@ use super::sync::{AtomicPtr, fence};
 use super::task::{self, G, JoinHandle, OwnedTasks, TaskInfo};
 use super::timer::{Inserted, Key, Timers};
 use super::wake_list::{WakeList, caught};
-use super::{blocking, budget};
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -31,7 +31,8 @@ use std::task::Waker;
 use std::thread;
 use std::time::{Duration, Instant};
 
-pub(crate) use wake::{Orders, without_p};
+use wake::Orders;
+pub(crate) use wake::without_p;
 
 /// What a runtime was built with.
 pub(crate) struct Config {
@@ -55,7 +56,8 @@ pub(crate) struct Sched {
     ps: Box<[P]>,
     /// Every M that was ever started; an M's id is its place here.
     ms: Mutex<Vec<Arc<MShared>>>,
-    pub(crate) blocking: blocking::Queue,
+    /// Closures of `spawn_blocking` that no thread has begun.
+    blocking: Global,
     owned: OwnedTasks,
     clock: Clock,
     pub(crate) netpoll: Arc<Netpoll>,
@@ -182,7 +184,7 @@ impl Sched {
             global: Global::new(),
             ps,
             ms: Mutex::default(),
-            blocking: blocking::Queue::new(),
+            blocking: Global::new(),
             owned: OwnedTasks::new(config.procs as usize),
             clock,
             netpoll,
@@ -322,7 +324,7 @@ impl Sched {
         }
         while !self.owned.is_empty() {
             let mut queued = self.global.pop_batch(usize::MAX);
-            queued.append(&mut self.blocking.take_all());
+            queued.append(&mut self.blocking.pop_batch(usize::MAX));
             if queued.is_empty() {
                 // A task was woken by a thread outside, which is about to queue it.
                 thread::yield_now();

@@ -4,6 +4,7 @@ use super::{M, MShared, Sched};
 use crate::runtime::idle::{MId, PId, Wakeup};
 use crate::runtime::park::Parker;
 use crate::runtime::queue;
+use crate::runtime::task::{G, Ran};
 use std::io;
 use std::ptr;
 use std::sync::Arc;
@@ -86,6 +87,28 @@ impl Sched {
 
     fn m(&self, id: MId) -> Arc<MShared> {
         self.ms.lock().expect("no panic under this lock")[id as usize].clone()
+    }
+
+    /// Queues a closure and finds a thread for it: a parked M, else a new one. If none can be had, the next M that
+    /// runs out of work takes it.
+    pub(super) fn submit_blocking(&self, g: G) {
+        self.blocking.push(g);
+        match self.idle.take_m() {
+            Some(m) => self.order(m, Orders::Block),
+            None => {
+                if self.start_m(Orders::Block).is_err() {
+                    // The poller, if it is the only M at rest, looks at the queue when it comes back.
+                    self.netpoll.netpoll_break();
+                }
+            }
+        }
+    }
+
+    /// Runs closures until none waits. Called by an M without a P.
+    pub(super) fn run_blocking(&self) {
+        while let Some(g) = self.blocking.pop() {
+            let Ran::Done = g.run() else { unreachable!("a closure is ready when it returns") };
+        }
     }
 
     /// Starts a thread. Go's `newm`.
