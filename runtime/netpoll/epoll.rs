@@ -4,7 +4,6 @@ use super::desc::{MAX_INDEX, Token};
 use crate::runtime::sys::{self, Events};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::OnceLock;
 use std::time::Duration;
 
 const BREAK: Token = Token { index: MAX_INDEX, fdseq: 0 };
@@ -44,15 +43,28 @@ pub(crate) struct Epoll {
     /// Go's `netpollEventFd`. Registered edge-triggered and never read: every write to an eventfd wakes its waiters
     /// anew (eventfd_signal in fs/eventfd.c), and at one write a nanosecond the counter is full after 584 years.
     event: OwnedFd,
-    /// On kernels without epoll_pwait2 (before 5.11): the timer that ends a wait, to the nanosecond (trap TM4).
-    timer: OnceLock<OwnedFd>,
+    /// On kernels without epoll_pwait2 (before 5.11): the timer that ends a wait, to the nanosecond (trap TM4). Made at
+    /// once, since it must not fail for want of a descriptor when a server that has none left wants to sleep.
+    timer: Option<OwnedFd>,
 }
 
 impl Epoll {
     pub(crate) fn new() -> io::Result<Self> {
         let (ep, event) = (sys::epoll_create()?, sys::eventfd()?);
         sys::epoll_add(ep.as_fd(), event.as_fd(), (libc::EPOLLIN | libc::EPOLLET) as u32, BREAK.pack())?;
-        Ok(Epoll { ep, event, timer: OnceLock::new() })
+        let timer = match sys::epoll_pwait2(ep.as_fd(), &mut Events::with_capacity(1), Duration::ZERO) {
+            // EPERM: seccomp filters that are older than the call, as old container runtimes have them.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => {
+                let timer = sys::timerfd()?;
+                sys::epoll_add(ep.as_fd(), timer.as_fd(), (libc::EPOLLIN | libc::EPOLLET) as u32, TIMER.pack())?;
+                Some(timer)
+            }
+            result => {
+                result?;
+                None
+            }
+        };
+        Ok(Epoll { ep, event, timer })
     }
 
     pub(crate) fn buffer() -> Events {
@@ -78,18 +90,12 @@ impl Epoll {
         match wait {
             Wait::No => sys::epoll_wait(ep, events, 0)?,
             Wait::Ever => sys::epoll_wait(ep, events, -1)?,
-            Wait::For(time) => match self.timer.get() {
+            Wait::For(time) => match &self.timer {
                 Some(timer) => {
                     sys::timerfd_set(timer.as_fd(), time)?;
                     sys::epoll_wait(ep, events, -1)?
                 }
-                None => match sys::epoll_pwait2(ep, events, time) {
-                    Err(e) if e.raw_os_error() == Some(libc::ENOSYS) => {
-                        self.use_timerfd()?;
-                        return self.poll(events, wait, each);
-                    }
-                    result => result?,
-                },
+                None => sys::epoll_pwait2(ep, events, time)?,
             },
         };
         for (mask, data) in events.iter() {
@@ -103,14 +109,6 @@ impl Epoll {
                 }
             }
         }
-        Ok(())
-    }
-
-    fn use_timerfd(&self) -> io::Result<()> {
-        let timer = sys::timerfd()?;
-        sys::epoll_add(self.ep.as_fd(), timer.as_fd(), (libc::EPOLLIN | libc::EPOLLET) as u32, TIMER.pack())?;
-        // Polls exclude each other, so nobody else can have set it.
-        let _ = self.timer.set(timer);
         Ok(())
     }
 }
