@@ -1,6 +1,7 @@
 //! What several test files need.
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
+use std::io::Write;
 use std::process::{Command, Output};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
@@ -18,7 +19,8 @@ pub fn watchdog(secs: u64) -> Watchdog {
     let (alive, over): (_, Receiver<()>) = channel();
     std::thread::spawn(move || {
         if over.recv_timeout(Duration::from_secs(secs)) == Err(RecvTimeoutError::Timeout) {
-            eprintln!("watchdog: {test} ({at}) still runs after {secs} s");
+            // Not `eprintln`, which the harness captures: an abort would leave nothing to read.
+            let _ = writeln!(std::io::stderr(), "watchdog: {test} ({at}) still runs after {secs} s");
             std::process::abort();
         }
     });
