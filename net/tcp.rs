@@ -194,6 +194,9 @@ impl TcpStream {
     /// # Cancel safety
     /// Safe: no byte is lost.
     pub async fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
+        if buf.is_empty() {
+            return Ok(0);
+        }
         self.fd.io_op(Side::Read, buf.len(), |mut s| s.read(buf)).await
     }
 
@@ -202,7 +205,10 @@ impl TcpStream {
     /// # Errors
     /// As [`read`](Self::read).
     pub async fn read_vectored(&self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
-        let asked = bufs.iter().map(|b| b.len()).sum();
+        let asked = sys::one_call(bufs).1;
+        if asked == 0 {
+            return Ok(0);
+        }
         self.fd.io_op(Side::Read, asked, |mut s| s.read_vectored(bufs)).await
     }
 
@@ -211,6 +217,9 @@ impl TcpStream {
     /// # Errors
     /// As [`read`](Self::read).
     pub async fn peek(&self, buf: &mut [u8]) -> io::Result<usize> {
+        if buf.is_empty() {
+            return Ok(0);
+        }
         // It drains nothing, so it is never short.
         self.fd.io_op(Side::Read, 0, |s| s.peek(buf)).await
     }
@@ -248,8 +257,8 @@ impl TcpStream {
     /// # Errors
     /// As [`write`](Self::write).
     pub async fn write_vectored(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
-        let asked = bufs.iter().map(|b| b.len()).sum();
-        self.fd.io_op(Side::Write, asked, |mut s| s.write_vectored(bufs)).await
+        let (bufs, asked) = sys::one_call(bufs);
+        self.fd.io_op(Side::Write, asked, |s| sys::send_vectored(s, bufs)).await
     }
 
     /// Writes all of it. No other `write_all` of this connection writes in between, from the first byte to the last.
@@ -296,6 +305,9 @@ impl TcpStream {
     /// # Errors
     /// `WouldBlock` if nothing is; otherwise as [`read`](Self::read).
     pub fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {
+        if buf.is_empty() {
+            return Ok(0);
+        }
         self.fd.try_io(Side::Read, buf.len(), |mut s| s.read(buf))
     }
 
@@ -304,7 +316,10 @@ impl TcpStream {
     /// # Errors
     /// As [`try_read`](Self::try_read).
     pub fn try_read_vectored(&self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
-        let asked = bufs.iter().map(|b| b.len()).sum();
+        let asked = sys::one_call(bufs).1;
+        if asked == 0 {
+            return Ok(0);
+        }
         self.fd.try_io(Side::Read, asked, |mut s| s.read_vectored(bufs))
     }
 
@@ -321,8 +336,8 @@ impl TcpStream {
     /// # Errors
     /// As [`try_write`](Self::try_write).
     pub fn try_write_vectored(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
-        let asked = bufs.iter().map(|b| b.len()).sum();
-        self.fd.try_io(Side::Write, asked, |mut s| s.write_vectored(bufs))
+        let (bufs, asked) = sys::one_call(bufs);
+        self.fd.try_io(Side::Write, asked, |s| sys::send_vectored(s, bufs))
     }
 
     /// Ends one direction or both. The peer reads to the end of what was written, then 0.
@@ -422,11 +437,17 @@ impl TcpStream {
     }
 
     fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        if buf.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
         self.fd.poll_io(Side::Read, cx, None, buf.len(), |mut s| s.read(buf))
     }
 
     fn poll_read_vectored(&self, cx: &mut Context<'_>, bufs: &mut [IoSliceMut<'_>]) -> Poll<io::Result<usize>> {
-        let asked = bufs.iter().map(|b| b.len()).sum();
+        let asked = sys::one_call(bufs).1;
+        if asked == 0 {
+            return Poll::Ready(Ok(0));
+        }
         self.fd.poll_io(Side::Read, cx, None, asked, |mut s| s.read_vectored(bufs))
     }
 
@@ -435,8 +456,8 @@ impl TcpStream {
     }
 
     fn poll_write_vectored(&self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        let asked = bufs.iter().map(|b| b.len()).sum();
-        self.fd.poll_io(Side::Write, cx, None, asked, |mut s| s.write_vectored(bufs))
+        let (bufs, asked) = sys::one_call(bufs);
+        self.fd.poll_io(Side::Write, cx, None, asked, |s| sys::send_vectored(s, bufs))
     }
 
     fn poll_close(&self) -> Poll<io::Result<()>> {
