@@ -144,6 +144,8 @@ impl<T: AsFd> Fd<T> {
         std::future::poll_fn({
             let mut ticket = TicketGuard { fd: self, side: Side::WriteLock, ticket: 0 };
             move |cx| loop {
+                // The whole guard: a closure would otherwise capture a copy of the number in it, and the guard stay outside.
+                let ticket = &mut ticket;
                 match self.gate.begin(Side::WriteLock) {
                     Admission::Go { .. } => {
                         self.gate.leave(Side::WriteLock, &mut ticket.ticket, false);

@@ -191,6 +191,9 @@ impl TcpStream {
     /// # Cancel safety
     /// Safe: no byte is lost.
     pub async fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
+        if buf.is_empty() {
+            return Ok(0);
+        }
         self.fd.io_op(Side::Read, buf.len(), |mut s| s.read(buf)).await
     }
 
@@ -199,7 +202,10 @@ impl TcpStream {
     /// # Errors
     /// As [`read`](Self::read).
     pub async fn read_vectored(&self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
-        let asked = bufs.iter().map(|b| b.len()).sum();
+        let asked = sys::one_call(bufs).1;
+        if asked == 0 {
+            return Ok(0);
+        }
         self.fd.io_op(Side::Read, asked, |mut s| s.read_vectored(bufs)).await
     }
 
@@ -208,6 +214,9 @@ impl TcpStream {
     /// # Errors
     /// As [`read`](Self::read).
     pub async fn peek(&self, buf: &mut [u8]) -> io::Result<usize> {
+        if buf.is_empty() {
+            return Ok(0);
+        }
         // It drains nothing, so it is never short.
         self.fd.io_op(Side::Read, 0, |s| s.peek(buf)).await
     }
@@ -245,8 +254,8 @@ impl TcpStream {
     /// # Errors
     /// As [`write`](Self::write).
     pub async fn write_vectored(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
-        let asked = bufs.iter().map(|b| b.len()).sum();
-        self.fd.io_op(Side::Write, asked, |mut s| s.write_vectored(bufs)).await
+        let (bufs, asked) = sys::one_call(bufs);
+        self.fd.io_op(Side::Write, asked, |s| sys::send_vectored(s, bufs)).await
     }
 
     /// Writes all of it. No other `write_all` of this connection writes in between, from the first byte to the last.
@@ -293,6 +302,9 @@ impl TcpStream {
     /// # Errors
     /// `WouldBlock` if nothing is; otherwise as [`read`](Self::read).
     pub fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {
+        if buf.is_empty() {
+            return Ok(0);
+        }
         self.fd.try_io(Side::Read, buf.len(), |mut s| s.read(buf))
     }
 
@@ -301,7 +313,10 @@ impl TcpStream {
     /// # Errors
     /// As [`try_read`](Self::try_read).
     pub fn try_read_vectored(&self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
-        let asked = bufs.iter().map(|b| b.len()).sum();
+        let asked = sys::one_call(bufs).1;
+        if asked == 0 {
+            return Ok(0);
+        }
         self.fd.try_io(Side::Read, asked, |mut s| s.read_vectored(bufs))
     }
 
@@ -318,8 +333,8 @@ impl TcpStream {
     /// # Errors
     /// As [`try_write`](Self::try_write).
     pub fn try_write_vectored(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
-        let asked = bufs.iter().map(|b| b.len()).sum();
-        self.fd.try_io(Side::Write, asked, |mut s| s.write_vectored(bufs))
+        let (bufs, asked) = sys::one_call(bufs);
+        self.fd.try_io(Side::Write, asked, |s| sys::send_vectored(s, bufs))
     }
 
     /// Ends one direction or both. The peer reads to the end of what was written, then 0.
@@ -408,6 +423,9 @@ impl TcpStream {
     }
 
     pub(super) fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        if buf.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
         self.fd.poll_io(Side::Read, cx, None, buf.len(), |mut s| s.read(buf))
     }
 
@@ -416,7 +434,10 @@ impl TcpStream {
         cx: &mut Context<'_>,
         bufs: &mut [IoSliceMut<'_>],
     ) -> Poll<io::Result<usize>> {
-        let asked = bufs.iter().map(|b| b.len()).sum();
+        let asked = sys::one_call(bufs).1;
+        if asked == 0 {
+            return Poll::Ready(Ok(0));
+        }
         self.fd.poll_io(Side::Read, cx, None, asked, |mut s| s.read_vectored(bufs))
     }
 
@@ -425,8 +446,8 @@ impl TcpStream {
     }
 
     pub(super) fn poll_write_vectored(&self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        let asked = bufs.iter().map(|b| b.len()).sum();
-        self.fd.poll_io(Side::Write, cx, None, asked, |mut s| s.write_vectored(bufs))
+        let (bufs, asked) = sys::one_call(bufs);
+        self.fd.poll_io(Side::Write, cx, None, asked, |s| sys::send_vectored(s, bufs))
     }
 
     pub(super) fn poll_close(&self) -> Poll<io::Result<()>> {

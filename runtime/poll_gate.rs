@@ -3,6 +3,7 @@
 use super::netpoll::Netpoll;
 use super::netpoll::desc::{PollDesc, Token};
 use super::netpoll::slot::{Shut, Slot};
+use super::proc::Sched;
 use super::runtime::Handle;
 use super::wake_list::WakeList;
 use std::fmt;
@@ -145,8 +146,12 @@ impl Gate {
         let mut list = WakeList::default();
         let result = f(&mut list);
         if !list.is_untouched() {
-            self.netpoll.keep_batons(&mut list);
+            let kept = self.netpoll.keep_batons(&mut list);
             list.deliver();
+            if kept && !Sched::passes_batons(&self.netpoll) {
+                // The Ms may all be asleep: one of them has to look (trap P23).
+                self.netpoll.netpoll_break();
+            }
         }
         result
     }

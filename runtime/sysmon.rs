@@ -29,17 +29,20 @@ impl Sched {
             sys::futex_wait(&nap.word, 0, Some(TICK));
             quiet = if self.idle.idle_ps() as usize == self.ps().len() { quiet + 1 } else { 0 };
             unpolled = if self.netpoll.take_polled() { 0 } else { unpolled + 1 };
-            if unpolled >= 2 && quiet == 0 {
-                self.poll_network();
+            if quiet == 0 {
+                self.poll_network(unpolled >= 2);
             }
             self.watch(&mut seen);
         }
     }
 
-    /// Nobody has polled for two ticks: all Ms are busy with long tasks. Go's first duty of sysmon.
-    fn poll_network(&self) {
+    /// Nobody has polled for two ticks: all Ms are busy with long tasks. Go's first duty of sysmon. And no M goes idle,
+    /// so it is sysmon that passes the batons on (trap P23).
+    fn poll_network(&self, nobody_polled: bool) {
         let mut list = WakeList::default();
-        self.netpoll.netpoll(&mut list);
+        if nobody_polled {
+            self.netpoll.netpoll(&mut list);
+        }
         self.netpoll.pass_batons(&mut list);
         let mut any = false;
         while let Some(g) = list.pop() {

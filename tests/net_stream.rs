@@ -74,7 +74,6 @@ fn vectored_write_and_vectored_read() {
 /// Trap P14: one call takes 1,024 buffers at most (IOV_MAX), so it moves less than the sum of them though the kernel
 /// has more, or could take more; no edge follows.
 #[test]
-#[ignore = "fails today: 1,024 of 2,000 buffers count as a short read"]
 fn more_buffers_than_a_call_takes_and_another_read() {
     let _dog = watchdog(20);
     runtime(1).run(async {
@@ -93,7 +92,6 @@ fn more_buffers_than_a_call_takes_and_another_read() {
 
 /// Trap P14, the same of writes.
 #[test]
-#[ignore = "fails today: 1,024 of 2,000 buffers count as a short write"]
 fn more_buffers_than_a_call_takes_and_another_write() {
     let _dog = watchdog(20);
     runtime(1).run(async {
@@ -132,7 +130,6 @@ fn read_exact_and_end() {
 }
 
 #[test]
-#[ignore = "fails today: an empty read of an idle connection waits"]
 fn empty_buffers() {
     let _dog = watchdog(20);
     runtime(1).run(async {

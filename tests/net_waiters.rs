@@ -235,7 +235,6 @@ fn forgotten_in_the_same_task() {
 
 /// Trap P23 with several of them, all before the one that counts, on a machine that is otherwise asleep.
 #[test]
-#[ignore = "fails today: batons are looked at once, by an M that goes idle"]
 fn several_forgotten_and_a_foreign_waker() {
     let _dog = watchdog(20);
     let runtime = runtime(1);
@@ -256,7 +255,6 @@ fn several_forgotten_and_a_foreign_waker() {
 
 /// Trap P23: those who forgot are tasks, and gone.
 #[test]
-#[ignore = "fails today: batons are looked at once, by an M that goes idle"]
 fn several_forgotten_by_tasks_that_ended() {
     let _dog = watchdog(20);
     for workers in [1, 2] {
@@ -281,7 +279,6 @@ fn several_forgotten_by_tasks_that_ended() {
 
 /// Trap P23 on a machine that never falls asleep: a task yields for ever on the only worker.
 #[test]
-#[ignore = "fails today: batons are looked at once, by an M that goes idle"]
 fn forgotten_beside_a_busy_task() {
     let _dog = watchdog(20);
     runtime(1).run(async {
@@ -329,7 +326,6 @@ fn forgotten_chosen_then_newcomer() {
 
 /// Trap P23: a read that leaves something hands the turn to a forgotten one, from a thread that is no worker's.
 #[test]
-#[ignore = "fails today: batons are looked at once, by an M that goes idle"]
 fn left_over_and_forgotten_and_waiting() {
     let _dog = watchdog(20);
     let runtime = runtime(1);
@@ -356,7 +352,6 @@ fn left_over_and_forgotten_and_waiting() {
 
 /// Trap P23 in the queue of `write_all`, where no edge ever comes: the turn is handed on by a thread that is no worker.
 #[test]
-#[ignore = "fails today: batons are looked at once, by an M that goes idle"]
 fn forgotten_among_write_alls() {
     let _dog = watchdog(20);
     let runtime = runtime(1);
@@ -390,7 +385,6 @@ fn forgotten_among_write_alls() {
 
 /// Trap P23 for writes and for accepts.
 #[test]
-#[ignore = "fails today: batons are looked at once, by an M that goes idle"]
 fn forgotten_write_and_forgotten_accept() {
     let _dog = watchdog(20);
     let runtime = runtime(1);
@@ -545,7 +539,6 @@ fn write_all_and_write_all() {
 
 /// A `write_all` that is dropped in the middle, or while it waits for its turn, lets the others on.
 #[test]
-#[ignore = "fails today: a dropped write_all stays in the queue"]
 fn write_all_dropped_and_write_all() {
     let _dog = watchdog(20);
     runtime(1).run(async {
@@ -579,7 +572,6 @@ fn write_all_dropped_and_write_all() {
 
 /// Abort and drop at every stage of a crowd of writers.
 #[test]
-#[ignore = "fails today: a dropped write_all stays in the queue"]
 fn write_alls_aborted_and_one_that_is_not() {
     let _dog = watchdog(30);
     runtime(2).run(async {

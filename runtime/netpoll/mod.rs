@@ -189,19 +189,26 @@ impl Netpoll {
         self.polled.swap(false, Ordering::Relaxed) || self.polling.load(Ordering::Relaxed)
     }
 
-    /// Puts a list's batons where the next M that would go idle finds them.
-    pub(crate) fn keep_batons(&self, list: &mut WakeList) {
+    /// Puts a list's batons where the next M that would go idle finds them. True: there were any.
+    pub(crate) fn keep_batons(&self, list: &mut WakeList) -> bool {
         let mut new = list.take_batons();
-        if !new.is_empty() {
+        let any = !new.is_empty();
+        if any {
             let mut batons = self.batons.lock();
             batons.append(&mut new);
             self.baton_count.store(batons.len(), Ordering::Relaxed);
         }
+        any
     }
 
-    /// Looks again at the slots where one waiter was chosen and others wait. What it finds is in the list.
+    pub(crate) fn has_batons(&self) -> bool {
+        self.baton_count.load(Ordering::Relaxed) > 0
+    }
+
+    /// Looks again at the slots where one waiter was chosen and others wait. What it finds is in the list; where still
+    /// others wait, there is a new baton.
     pub(crate) fn pass_batons(&self, list: &mut WakeList) {
-        if self.baton_count.load(Ordering::Relaxed) == 0 {
+        if !self.has_batons() {
             return;
         }
         let batons = {

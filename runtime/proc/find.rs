@@ -155,9 +155,15 @@ impl M {
         if let Some(g) = self.steal_work() {
             return Some(g);
         }
+        // One waiter at a time, but to the last: those that were chosen so far may all have been forgotten (trap P23).
         let list = &mut *self.list.borrow_mut();
-        self.sched.netpoll.pass_batons(list);
-        self.take_first(list, Lane::Back)
+        while self.sched.netpoll.has_batons() {
+            self.sched.netpoll.pass_batons(list);
+            if let Some(g) = self.take_first(list, Lane::Back) {
+                return Some(g);
+            }
+        }
+        None
     }
 
     /// Four rounds over the other Ms in random order; their run-next slots only in the last. Go's `stealWork`.

@@ -273,6 +273,11 @@ impl Sched {
         current(|m| m.is_some_and(|m| ptr::eq(&*m.sched, self)))
     }
 
+    /// Will the calling thread look at this netpoller's batons before it goes idle?
+    pub(crate) fn passes_batons(netpoll: &Arc<Netpoll>) -> bool {
+        current(|m| m.is_some_and(|m| m.p.get().is_some() && Arc::ptr_eq(&m.sched.netpoll, netpoll)))
+    }
+
     /// Runs a hook; a panic in it is its own affair (trap S23).
     pub(crate) fn hook(hook: &Option<Box<dyn Fn() + Send + Sync>>) {
         if let Some(hook) = hook {
