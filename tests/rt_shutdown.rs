@@ -470,7 +470,6 @@ fn failed_build_leaves_nothing_behind() {
 /// A poll and a closure that are under way, and wait in `block_on` for a task, a timer or a socket of the runtime that
 /// ends: they get their answer, so that the end comes.
 #[test]
-#[ignore = "known to hang: the end waits for a poll that waits for the end"]
 fn drop_of_the_runtime_while_block_on_waits_inside() {
     let _watchdog = watchdog(20);
     for workers in [1, 2] {

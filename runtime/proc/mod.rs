@@ -322,28 +322,41 @@ impl Sched {
         0
     }
 
-    /// The last M drops what is left: Go has no counterpart, since a Go program ends with its process.
-    fn clean_up(&self) {
+    /// The runtime ends: drops every task that no M is running, and wakes whoever waits for a socket or a timer. Each M
+    /// does so when it ends, not only the last: an M may be in a poll that waits for what is dropped here. Go has no
+    /// counterpart, since a Go program ends with its process.
+    fn wind_down(&self) {
         for g in self.owned.cancel_all() {
             g.cancel();
         }
-        while !self.owned.is_empty() {
-            let mut queued = self.global.pop_batch(usize::MAX);
-            queued.append(&mut self.blocking.pop_batch(usize::MAX));
-            if queued.is_empty() {
-                // A task was woken by a thread outside, which is about to queue it.
-                thread::yield_now();
-            }
-            while let Some(g) = queued.pop_front() {
-                g.cancel();
-            }
-        }
+        self.cancel_queued();
         self.netpoll.shut();
         let mut list = WakeList::default();
         for p in &self.ps {
             p.timers.timers.shut(&mut list);
         }
         list.deliver();
+    }
+
+    /// Drops the tasks that are queued. False: there were none.
+    fn cancel_queued(&self) -> bool {
+        let mut queued = self.global.pop_batch(usize::MAX);
+        queued.append(&mut self.blocking.pop_batch(usize::MAX));
+        let any = !queued.is_empty();
+        while let Some(g) = queued.pop_front() {
+            g.cancel();
+        }
+        any
+    }
+
+    /// The last M waits for the tasks that others are about to queue.
+    fn clean_up(&self) {
+        self.wind_down();
+        while !self.owned.is_empty() {
+            if !self.cancel_queued() {
+                thread::yield_now();
+            }
+        }
     }
 }
 
@@ -476,6 +489,7 @@ impl M {
     /// The last thing a thread does.
     fn end(&self) {
         self.drop_p();
+        self.sched.wind_down();
         Sched::hook(&self.sched.config.on_thread_stop);
         let last = {
             let mut threads = self.sched.threads.lock().expect("no panic under this lock");
