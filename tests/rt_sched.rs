@@ -5,7 +5,7 @@ mod support;
 
 use futures::task::AtomicWaker;
 use gopark::net::{TcpListener, TcpStream};
-use gopark::{Builder, Runtime};
+use gopark::{Builder, Handle, Runtime};
 use std::collections::HashSet;
 use std::future::poll_fn;
 use std::io::{Read, Write};
@@ -31,7 +31,7 @@ fn compute(time: Duration) {
 }
 
 /// Two tasks that wake each other at every poll, `limit` polls in all unless stopped earlier.
-fn pair(rt: &Runtime, limit: usize, polls: &Arc<AtomicUsize>, stop: &Arc<AtomicBool>) -> [gopark::JoinHandle<()>; 2] {
+fn pair(rt: &Handle, limit: usize, polls: &Arc<AtomicUsize>, stop: &Arc<AtomicBool>) -> [gopark::JoinHandle<()>; 2] {
     let wakers = Arc::new([AtomicWaker::new(), AtomicWaker::new()]);
     [0, 1].map(|me| {
         let (polls, stop, wakers) = (polls.clone(), stop.clone(), wakers.clone());
@@ -49,26 +49,23 @@ fn pair(rt: &Runtime, limit: usize, polls: &Arc<AtomicUsize>, stop: &Arc<AtomicB
 fn pair_in_the_run_next_slot_and_a_third_task() {
     let _watchdog = watchdog(60);
     let rt = runtime(1);
-    let (polls, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
-    let tasks = pair(&rt, 100_000, &polls, &stop);
-    let worst = rt.run({
-        let polls = polls.clone();
-        async move {
-            let mut worst = 0;
-            for _ in 0..200 {
-                let before = polls.load(SeqCst);
-                gopark::yield_now().await;
-                worst = worst.max(polls.load(SeqCst) - before);
-            }
-            stop.store(true, SeqCst);
-            worst
+    let worst = rt.run(async {
+        let (polls, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+        let tasks = pair(&Handle::current(), 100_000, &polls, &stop);
+        let mut worst = 0;
+        for _ in 0..200 {
+            let before = polls.load(SeqCst);
+            gopark::yield_now().await;
+            worst = worst.max(polls.load(SeqCst) - before);
         }
+        stop.store(true, SeqCst);
+        for task in tasks {
+            task.await.unwrap();
+        }
+        worst
     });
-    for task in tasks {
-        rt.block_on(task).unwrap();
-    }
     // Behind sysmon's look, the network and the timers there may be a few more than in the plain order.
-    assert!(worst <= 16, "{worst} polls of the pair between two of the third");
+    assert!((1..=16).contains(&worst), "{worst} polls of the pair between two of the third");
 }
 
 /// Traps S2 and S6: beside such a pair the global queue, a timer and a socket have their turn.
@@ -77,8 +74,8 @@ fn pair_in_the_run_next_slot_and_everything_else() {
     let _watchdog = watchdog(60);
     let rt = runtime(1);
     let (polls, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
-    let limit = 20_000_000;
-    let tasks = pair(&rt, limit, &polls, &stop);
+    let limit = 5_000_000;
+    let tasks = pair(rt.handle(), limit, &polls, &stop);
     // From outside: through the global queue.
     for _ in 0..50 {
         rt.block_on(rt.spawn(async {})).unwrap();
@@ -308,25 +305,22 @@ fn chain_of_wakes_across_idle_workers() {
     }
 }
 
-/// Trap S14: what a busy worker queues is found by the others, although one of them was spinning, and stopped, when it
-/// was queued. The busy one waits for it inside its poll.
+/// Trap S14: one worker is woken for two tasks and takes both: when it stops spinning it must see to the second, for the
+/// first waits for that inside its poll. Sysmon would notice in the end, some milliseconds later: so many rounds of that
+/// would outlast the watchdog.
 #[test]
-fn work_of_a_busy_worker_while_another_stops_spinning() {
-    let _watchdog = watchdog(60);
+fn second_task_of_a_worker_that_stops_spinning() {
+    let _watchdog = watchdog(20);
     let rt = runtime(2);
-    rt.run(async {
-        for _ in 0..500 {
-            let (tx, rx) = channel();
-            for _ in 0..4 {
-                let tx = tx.clone();
-                drop(gopark::spawn(async move { tx.send(()).unwrap() }));
-            }
-            for _ in 0..4 {
-                rx.recv().unwrap();
-            }
-            gopark::yield_now().await;
-        }
-    });
+    for _ in 0..5000 {
+        let (tx, rx) = channel();
+        let first = rt.spawn(async move { rx.recv().unwrap() });
+        let second = rt.spawn(async move { tx.send(()).unwrap() });
+        rt.block_on(async {
+            first.await.unwrap();
+            second.await.unwrap();
+        });
+    }
 }
 
 /// Trap S1, and S13's other half: a task that keeps its worker does not keep the network and the timers from the
