@@ -290,7 +290,7 @@ fn wake_after_each_poll_from_many_threads() {
     }
 }
 
-/// A wake during the poll, by another thread, runs the task again; wakes while it is queued are one wake.
+/// Trap S8: a wake during the poll, by another thread, runs the task again; wakes while it is queued are one wake.
 #[test]
 fn wake_during_the_poll_and_while_queued() {
     let _watchdog = watchdog(60);
@@ -317,8 +317,9 @@ fn wake_during_the_poll_and_while_queued() {
     waker.wake_by_ref();
     go.send(()).unwrap();
     wakers.recv().unwrap();
-    // Parked after its second poll, or about to be.
+    // Once the worker is at the next task, this one is parked after its second poll.
     let (release, busy) = occupy(&rt);
+    assert_eq!(polls.load(SeqCst), 2);
     for _ in 0..10 {
         waker.wake_by_ref();
     }

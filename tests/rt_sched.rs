@@ -5,7 +5,7 @@ mod support;
 
 use futures::task::AtomicWaker;
 use gopark::net::{TcpListener, TcpStream};
-use gopark::{Builder, Runtime};
+use gopark::{Builder, Handle, Runtime};
 use std::collections::HashSet;
 use std::future::poll_fn;
 use std::io::{Read, Write};
@@ -31,7 +31,7 @@ fn compute(time: Duration) {
 }
 
 /// Two tasks that wake each other at every poll, `limit` polls in all unless stopped earlier.
-fn pair(rt: &Runtime, limit: usize, polls: &Arc<AtomicUsize>, stop: &Arc<AtomicBool>) -> [gopark::JoinHandle<()>; 2] {
+fn pair(rt: &Handle, limit: usize, polls: &Arc<AtomicUsize>, stop: &Arc<AtomicBool>) -> [gopark::JoinHandle<()>; 2] {
     let wakers = Arc::new([AtomicWaker::new(), AtomicWaker::new()]);
     [0, 1].map(|me| {
         let (polls, stop, wakers) = (polls.clone(), stop.clone(), wakers.clone());
@@ -49,26 +49,23 @@ fn pair(rt: &Runtime, limit: usize, polls: &Arc<AtomicUsize>, stop: &Arc<AtomicB
 fn pair_in_the_run_next_slot_and_a_third_task() {
     let _watchdog = watchdog(60);
     let rt = runtime(1);
-    let (polls, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
-    let tasks = pair(&rt, 100_000, &polls, &stop);
-    let worst = rt.run({
-        let polls = polls.clone();
-        async move {
-            let mut worst = 0;
-            for _ in 0..200 {
-                let before = polls.load(SeqCst);
-                gopark::yield_now().await;
-                worst = worst.max(polls.load(SeqCst) - before);
-            }
-            stop.store(true, SeqCst);
-            worst
+    let worst = rt.run(async {
+        let (polls, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+        let tasks = pair(&Handle::current(), 100_000, &polls, &stop);
+        let mut worst = 0;
+        for _ in 0..200 {
+            let before = polls.load(SeqCst);
+            gopark::yield_now().await;
+            worst = worst.max(polls.load(SeqCst) - before);
         }
+        stop.store(true, SeqCst);
+        for task in tasks {
+            task.await.unwrap();
+        }
+        worst
     });
-    for task in tasks {
-        rt.block_on(task).unwrap();
-    }
     // Behind sysmon's look, the network and the timers there may be a few more than in the plain order.
-    assert!(worst <= 16, "{worst} polls of the pair between two of the third");
+    assert!((1..=16).contains(&worst), "{worst} polls of the pair between two of the third");
 }
 
 /// Traps S2 and S6: beside such a pair the global queue, a timer and a socket have their turn.
@@ -77,8 +74,8 @@ fn pair_in_the_run_next_slot_and_everything_else() {
     let _watchdog = watchdog(60);
     let rt = runtime(1);
     let (polls, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
-    let limit = 20_000_000;
-    let tasks = pair(&rt, limit, &polls, &stop);
+    let limit = 5_000_000;
+    let tasks = pair(rt.handle(), limit, &polls, &stop);
     // From outside: through the global queue.
     for _ in 0..50 {
         rt.block_on(rt.spawn(async {})).unwrap();
@@ -200,10 +197,10 @@ fn spilled_tasks_keep_their_order() {
     let but_last = first_polls.iter().filter(|&&n| n != N - 1).enumerate();
     let worst_but_last = but_last.map(|(at, &n)| at.abs_diff(n)).max().unwrap();
     assert!(worst_but_last <= 512, "first polled {worst_but_last} places from its turn (run-next: {worst})");
-    // Newcomers are not served before the old: when half of those had their second poll, most old ones had their first.
-    let half = order.iter().enumerate().filter(|(_, n)| **n == usize::MAX).nth(N / 4).unwrap().0;
-    let old = order[..half].iter().filter(|n| **n != usize::MAX).count();
-    assert!(old >= N / 2, "{old} of {N} had been polled once when half of the newcomers were done");
+    // Nobody waits behind newcomers: the second poll of each of those belongs behind the first polls of all the old.
+    let last = order.iter().rposition(|&n| n != usize::MAX && n != N - 1).unwrap();
+    let early = order[..last].iter().filter(|&&n| n == usize::MAX).count();
+    assert!(early <= 512, "{early} newcomers were served before the last of the old");
 }
 
 /// The run-next slot can be stolen: a task that is woken by one that then keeps its worker runs on the other.
@@ -221,28 +218,32 @@ fn run_next_is_stolen_from_a_busy_worker() {
     }
 }
 
-/// A thousand tasks are not left to one worker.
+/// A thousand tasks, most of which spill into the global queue, and a hundred that fit into the local one, from where
+/// they have to be stolen, are not left to one worker.
 #[test]
 fn work_is_taken_by_the_second_worker() {
     let _watchdog = watchdog(60);
     let rt = runtime(2);
-    let threads = Arc::new(Mutex::new(HashSet::new()));
-    let there = threads.clone();
-    rt.run(async move {
-        let tasks: Vec<_> = (0..1000)
-            .map(|_| {
-                let threads = there.clone();
-                gopark::spawn(async move {
-                    compute(Duration::from_micros(20));
-                    threads.lock().unwrap().insert(thread::current().id());
-                })
-            })
-            .collect();
-        for task in tasks {
-            task.await.unwrap();
+    for n in [1000, 100] {
+        // Elsewhere may be too busy for the second thread to come in time: again, then.
+        loop {
+            let tasks = async move {
+                let tasks: Vec<_> = (0..n)
+                    .map(|_| {
+                        gopark::spawn(async {
+                            compute(Duration::from_micros(20));
+                            thread::current().id()
+                        })
+                    })
+                    .collect();
+                futures::future::join_all(tasks).await
+            };
+            let threads: HashSet<_> = rt.run(tasks).into_iter().map(Result::unwrap).collect();
+            if threads.len() == 2 {
+                break;
+            }
         }
-    });
-    assert_eq!(threads.lock().unwrap().len(), 2);
+    }
 }
 
 /// Traps S12, S13 and S14: work that is submitted while workers go idle, from outside and from another worker, with
@@ -308,28 +309,48 @@ fn chain_of_wakes_across_idle_workers() {
     }
 }
 
-/// Trap S14: what a busy worker queues is found by the others, although one of them was spinning, and stopped, when it
-/// was queued. The busy one waits for it inside its poll.
+/// Trap S14: one worker is woken for two tasks and takes both: when it stops spinning it must see to the second, for the
+/// first waits for that inside its poll. Sysmon would notice in the end, some milliseconds later: so many rounds of that
+/// would outlast the watchdog.
 #[test]
-fn work_of_a_busy_worker_while_another_stops_spinning() {
-    let _watchdog = watchdog(60);
+fn second_task_of_a_worker_that_stops_spinning() {
+    let _watchdog = watchdog(20);
     let rt = runtime(2);
-    rt.run(async {
-        for _ in 0..500 {
-            let (tx, rx) = channel();
-            for _ in 0..4 {
-                let tx = tx.clone();
-                drop(gopark::spawn(async move { tx.send(()).unwrap() }));
-            }
-            for _ in 0..4 {
-                rx.recv().unwrap();
-            }
-            gopark::yield_now().await;
-        }
-    });
+    for _ in 0..10_000 {
+        let (tx, rx) = channel();
+        let first = rt.spawn(async move { rx.recv().unwrap() });
+        let second = rt.spawn(async move { tx.send(()).unwrap() });
+        rt.block_on(async {
+            first.await.unwrap();
+            second.await.unwrap();
+        });
+    }
 }
 
-/// Trap S1, and S13's other half: a task that keeps its worker does not keep the network and the timers from the
+/// Trap S1: the only worker awake is the one that polled; the task that it got from there keeps it. The others are woken
+/// to look after the timers and the network.
+#[test]
+fn poller_that_gets_stuck_in_what_it_harvested() {
+    let _watchdog = watchdog(60);
+    for _ in 0..10 {
+        let rt = runtime(2);
+        let (tx, rx) = channel();
+        let stuck = rt.spawn(async move {
+            gopark::time::sleep(Duration::from_millis(1)).await;
+            rx.recv().unwrap()
+        });
+        let other = rt.spawn(async move {
+            gopark::time::sleep(Duration::from_millis(4)).await;
+            tx.send(()).unwrap();
+        });
+        rt.block_on(async {
+            other.await.unwrap();
+            stuck.await.unwrap();
+        });
+    }
+}
+
+/// Trap S1: a task that keeps its worker does not keep the network and the timers from the
 /// other one, whoever was polling.
 #[test]
 fn worker_that_is_stuck_and_sockets_and_timers() {
