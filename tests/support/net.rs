@@ -3,7 +3,9 @@
 
 use gopark::net::{TcpListener, TcpStream};
 use gopark::{Builder, Runtime};
+use socket2::{Domain, Socket, Type};
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
@@ -40,11 +42,32 @@ pub fn leak_mut<T>(value: T) -> &'static mut T {
 }
 
 /// An address that refuses: bound, and nobody listens. It stays so while the socket lives.
-pub fn refusing() -> (socket2::Socket, SocketAddr) {
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+pub fn refusing() -> (Socket, SocketAddr) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
     let addr = socket.local_addr().unwrap().as_socket().unwrap();
     (socket, addr)
+}
+
+/// A listener whose queue is full, so that a further connect waits: SYNs are dropped.
+pub fn full_listener() -> (Socket, Vec<Socket>, SocketAddr) {
+    let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    listener.bind(&ANY.parse::<SocketAddr>().unwrap().into()).unwrap();
+    listener.listen(0).unwrap();
+    let addr = listener.local_addr().unwrap().as_socket().unwrap();
+    let mut clients = Vec::new();
+    loop {
+        let client = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).unwrap();
+        let _ = client.connect(&addr.into());
+        let mut poll = libc::pollfd { fd: client.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+        // SAFETY: one pollfd, which outlives the call.
+        let connected = unsafe { libc::poll(&mut poll, 1, 100) } == 1;
+        clients.push(client);
+        if !connected {
+            return (listener, clients, addr);
+        }
+        assert!(clients.len() < 100, "the queue never fills");
+    }
 }
 
 /// A prime, so that a lost or doubled block of any usual size shifts the pattern.

@@ -1,0 +1,295 @@
+//! The netpoller by itself, where a trap cannot be reached through a socket: without a scheduler, polled by hand.
+
+use super::epoll::{Event, Wait};
+use super::slot::{Begin, Shut, Start, Waiter};
+use super::*;
+use crate::runtime::sys;
+use std::fs::File;
+use std::io::{PipeReader, PipeWriter, Write, pipe};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::sync::mpsc::channel;
+use std::task::{Wake, Waker};
+use std::time::Duration;
+
+/// A wait that only a lost break would make this long.
+const LONG: Duration = Duration::from_secs(20);
+
+fn pair() -> (UnixStream, UnixStream) {
+    let (a, b) = UnixStream::pair().unwrap();
+    a.set_nonblocking(true).unwrap();
+    b.set_nonblocking(true).unwrap();
+    (a, b)
+}
+
+fn harvest(netpoll: &Netpoll) {
+    let mut list = WakeList::default();
+    assert!(netpoll.netpoll(&mut list));
+    list.deliver();
+}
+
+struct Count(AtomicU32);
+
+impl Wake for Count {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Puts a waiter into a slot; says how often it was woken.
+fn wait_in(slot: &slot::Slot) -> Arc<Count> {
+    let count = Arc::new(Count(AtomicU32::new(0)));
+    let mut list = WakeList::default();
+    assert!(slot.arm(Waiter::Op(&mut 0), &Waker::from(count.clone()), false, &mut list));
+    list.deliver();
+    count
+}
+
+fn woken(count: &Count) -> u32 {
+    count.0.load(Ordering::Relaxed)
+}
+
+/// Traps P1 and P18: an event is fetched; before it is looked at, its socket is closed, and the descriptor goes to another.
+/// Neither the new one's readiness, nor its waiters, nor what it knows of short reads is touched.
+#[test]
+fn fetch_and_recycle_and_dispatch() {
+    let netpoll = Netpoll::new().unwrap();
+    let (a, b) = pair();
+    let old = netpoll.open(a.as_fd(), Start::Nil, Start::Nil).unwrap().unwrap();
+    drop(b);
+    let mut fetched = Vec::new();
+    netpoll.epoll.poll(&mut Epoll::buffer(), Wait::No, |event| fetched.push(event)).unwrap();
+    netpoll.close(a.as_fd(), old);
+    let (c, _d) = pair();
+    let new = netpoll.open(c.as_fd(), Start::Nil, Start::Nil).unwrap().unwrap();
+    assert_eq!(new.index, old.index);
+    let desc = netpoll.desc(new);
+    let (reader, writer) = (wait_in(&desc.read), wait_in(&desc.write));
+    let mut list = WakeList::default();
+    assert!(!fetched.is_empty());
+    for event in fetched {
+        let Event::Ready { token, read, write, cut } = event else { panic!("{event:?}") };
+        assert!(token == old && read && write && cut);
+        desc.read.edge(token.fdseq, cut, &mut list);
+        desc.write.edge(token.fdseq, false, &mut list);
+    }
+    list.deliver();
+    assert_eq!((desc.read.ready(), desc.write.ready()), (Ok(false), Ok(false)));
+    assert_eq!((woken(&reader), woken(&writer)), (0, 0));
+    desc.read.edge(new.fdseq, false, &mut list);
+    list.deliver();
+    assert_eq!(woken(&reader), 1);
+    assert_eq!(desc.read.begin(), Begin::Go { cut: false });
+    netpoll.close(c.as_fd(), new);
+}
+
+/// Trap P1: what happens to a socket in use does not reach it after it was closed; and a closed one refuses.
+#[test]
+fn close_and_late_edge() {
+    let netpoll = Netpoll::new().unwrap();
+    let (a, mut b) = pair();
+    let token = netpoll.open(a.as_fd(), Start::Nil, Start::Nil).unwrap().unwrap();
+    netpoll.close(a.as_fd(), token);
+    b.write_all(b"x").unwrap();
+    harvest(&netpoll);
+    let desc = netpoll.desc(token);
+    assert_eq!(desc.read.ready(), Err(Shut::Closed));
+    let mut list = WakeList::default();
+    desc.read.edge(token.fdseq, false, &mut list);
+    assert_eq!(desc.read.begin(), Begin::Shut(Shut::Closed));
+    list.deliver();
+}
+
+/// Trap P2: a token that shares half of its bits with the break's, or with the timer's, is a descriptor all the same.
+#[test]
+fn tokens_beside_the_breaks() {
+    for index in [0, desc::MAX_INDEX - 1, desc::MAX_INDEX, desc::MAX_INDEX + 1] {
+        for fdseq in [1, 1 << 31, u32::MAX] {
+            let epoll = Epoll::new().unwrap();
+            let event = sys::eventfd().unwrap();
+            let token = Token { index, fdseq };
+            epoll.open(event.as_fd(), token).unwrap();
+            sys::eventfd_signal(event.as_fd()).unwrap();
+            let mut seen = Vec::new();
+            epoll.poll(&mut Epoll::buffer(), Wait::No, |event| seen.push(event)).unwrap();
+            assert!(matches!(seen[..], [Event::Ready { token: t, .. }] if t == token), "{token:?}: {seen:?}");
+        }
+    }
+    let epoll = Epoll::new().unwrap();
+    epoll.wake().unwrap();
+    let mut seen = Vec::new();
+    epoll.poll(&mut Epoll::buffer(), Wait::No, |event| seen.push(event)).unwrap();
+    assert!(matches!(seen[..], [Event::Break]), "{seen:?}");
+}
+
+/// Traps P4 and P24: while one thread waits in the poll, others that do not wait step back, so that a break, sent once,
+/// reaches the one it was sent for.
+#[test]
+fn break_and_polls_that_do_not_block() {
+    const ROUNDS: u32 = 3000;
+    let netpoll = Arc::new(Netpoll::new().unwrap());
+    let (woke, wakes) = channel();
+    let sleeper = std::thread::spawn({
+        let netpoll = netpoll.clone();
+        move || {
+            for _ in 0..ROUNDS {
+                netpoll.netpoll_block(Wait::Ever, &mut WakeList::default());
+                woke.send(()).unwrap();
+            }
+        }
+    });
+    for _ in 0..ROUNDS {
+        // It has the poll, and keeps it until its wait is over.
+        while !netpoll.polling.load(Ordering::Relaxed) {
+            std::thread::yield_now();
+        }
+        netpoll.netpoll_break();
+        for _ in 0..4 {
+            netpoll.netpoll(&mut WakeList::default());
+        }
+        wakes.recv_timeout(LONG).expect("the break was lost to a poll that does not block");
+    }
+    sleeper.join().unwrap();
+}
+
+/// Trap P12: epoll refuses a regular file. The error is passed on, and the descriptor is free again.
+#[test]
+fn refused_and_descriptor() {
+    let netpoll = Netpoll::new().unwrap();
+    let file = File::open("/proc/self/exe").unwrap();
+    let mut indices = Vec::new();
+    for _ in 0..10 {
+        let error = netpoll.open(file.as_fd(), Start::Try, Start::Try).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+        let (a, _b) = pair();
+        let token = netpoll.open(a.as_fd(), Start::Try, Start::Try).unwrap().unwrap();
+        indices.push(token.index);
+        netpoll.close(a.as_fd(), token);
+    }
+    assert_eq!(indices, [0; 10]);
+}
+
+/// Trap P13: registered twice (EEXIST), the first registration stands, and no descriptor is lost.
+#[test]
+fn registered_twice() {
+    let netpoll = Netpoll::new().unwrap();
+    let (a, mut b) = pair();
+    let token = netpoll.open(a.as_fd(), Start::Nil, Start::Nil).unwrap().unwrap();
+    let error = netpoll.open(a.as_fd(), Start::Nil, Start::Nil).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+    b.write_all(b"x").unwrap();
+    harvest(&netpoll);
+    assert_eq!(netpoll.desc(token).read.ready(), Ok(true));
+    netpoll.close(a.as_fd(), token);
+}
+
+fn nonblocking(fd: impl Into<OwnedFd>) -> OwnedFd {
+    let socket = socket2::Socket::from(fd.into());
+    socket.set_nonblocking(true).unwrap();
+    socket.into()
+}
+
+/// Trap P15: the last writer of a pipe is gone: EPOLLHUP without EPOLLIN. Its last reader is gone while it is full:
+/// EPOLLERR without EPOLLOUT. Both wake.
+#[test]
+fn hangup_and_error_alone() {
+    let netpoll = Netpoll::new().unwrap();
+    let (reader, writer): (PipeReader, PipeWriter) = pipe().unwrap();
+    let reader = nonblocking(reader);
+    let token = netpoll.open(reader.as_fd(), Start::Nil, Start::Nil).unwrap().unwrap();
+    let (read, write) = (wait_in(&netpoll.desc(token).read), wait_in(&netpoll.desc(token).write));
+    harvest(&netpoll);
+    assert_eq!(woken(&read), 0);
+    drop(writer);
+    harvest(&netpoll);
+    assert_eq!((woken(&read), woken(&write)), (1, 1));
+    netpoll.close(reader.as_fd(), token);
+
+    let (reader, writer) = pipe().unwrap();
+    let mut file = File::from(nonblocking(writer));
+    while file.write(&[0; 4096]).is_ok() {}
+    let token = netpoll.open(file.as_fd(), Start::Nil, Start::Nil).unwrap().unwrap();
+    let (read, write) = (wait_in(&netpoll.desc(token).read), wait_in(&netpoll.desc(token).write));
+    harvest(&netpoll);
+    assert_eq!((woken(&read), woken(&write)), (0, 0));
+    drop(reader);
+    harvest(&netpoll);
+    assert_eq!((woken(&read), woken(&write)), (1, 1));
+    netpoll.close(file.as_fd(), token);
+}
+
+/// Trap P7: any number of edges between two operations is news; and one after a clearing is never undone by older ones.
+#[test]
+fn edges_and_begin() {
+    let netpoll = Netpoll::new().unwrap();
+    let (a, _b) = pair();
+    let token = netpoll.open(a.as_fd(), Start::Nil, Start::Nil).unwrap().unwrap();
+    let slot = &netpoll.desc(token).read;
+    let mut list = WakeList::default();
+    for edges in [1u32, 2, 255, 256, 257, 65_535, 65_536, 65_537] {
+        assert_eq!(slot.begin(), Begin::Nil);
+        for _ in 0..edges {
+            slot.edge(token.fdseq, false, &mut list);
+        }
+        assert_eq!(slot.ready(), Ok(true));
+        assert_eq!(slot.begin(), Begin::Go { cut: false });
+        assert_eq!(slot.ready(), Ok(false));
+    }
+    list.deliver();
+    netpoll.close(a.as_fd(), token);
+}
+
+/// Trap P8: the directions of one descriptor are apart.
+#[test]
+fn directions_apart() {
+    let netpoll = Netpoll::new().unwrap();
+    let (a, mut b) = pair();
+    let token = netpoll.open(a.as_fd(), Start::Nil, Start::Nil).unwrap().unwrap();
+    let desc = netpoll.desc(token);
+    harvest(&netpoll);
+    assert_eq!((desc.read.ready(), desc.write.ready()), (Ok(false), Ok(true)));
+    assert_eq!(desc.write.begin(), Begin::Go { cut: false });
+    let mut list = WakeList::default();
+    desc.read.edge(token.fdseq, true, &mut list);
+    assert_eq!((desc.read.ready(), desc.write.ready()), (Ok(true), Ok(false)));
+    assert_eq!(desc.read.begin(), Begin::Go { cut: true });
+    desc.write.edge(token.fdseq, false, &mut list);
+    assert_eq!((desc.read.ready(), desc.write.ready()), (Ok(false), Ok(true)));
+    b.write_all(b"x").unwrap();
+    harvest(&netpoll);
+    assert_eq!(desc.read.ready(), Ok(true));
+    list.deliver();
+    netpoll.close(a.as_fd(), token);
+}
+
+/// Trap P10: everybody is woken at the end, and nothing is registered after it.
+#[test]
+fn shut_and_waiters_and_registration() {
+    let netpoll = Netpoll::new().unwrap();
+    let (a, b) = pair();
+    let token = netpoll.open(a.as_fd(), Start::Nil, Start::Nil).unwrap().unwrap();
+    let (read, write) = (wait_in(&netpoll.desc(token).read), wait_in(&netpoll.desc(token).write));
+    netpoll.shut();
+    assert_eq!((woken(&read), woken(&write)), (1, 1));
+    assert_eq!(netpoll.desc(token).read.begin(), Begin::Shut(Shut::Gone));
+    assert!(netpoll.open(b.as_fd(), Start::Try, Start::Try).unwrap().is_none());
+    netpoll.close(a.as_fd(), token);
+}
+
+/// A timed wait ends by its time; one that is broken ends before.
+#[test]
+fn waits_and_their_ends() {
+    let netpoll = Netpoll::new().unwrap();
+    let mut list = WakeList::default();
+    netpoll.netpoll_block(Wait::For(Duration::from_micros(10)), &mut list);
+    netpoll.netpoll_break();
+    netpoll.netpoll_break();
+    let before = std::time::Instant::now();
+    netpoll.netpoll_block(Wait::For(LONG), &mut list);
+    assert!(before.elapsed() < LONG);
+    // Two breaks were one event: the next wait lasts.
+    netpoll.netpoll_block(Wait::For(Duration::from_micros(10)), &mut list);
+    assert!(list.pop().is_none());
+}

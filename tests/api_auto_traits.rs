@@ -1,0 +1,143 @@
+//! Which types and futures are Send, Sync, Unpin. It holds when this compiles.
+#![allow(missing_docs)]
+
+use gopark::net::{
+    Closed, Incoming, OwnedReadHalf, OwnedWriteHalf, ReadHalf, ReuniteError, RuntimeGone, TcpListener, TcpStream,
+    WriteHalf, lookup_host,
+};
+use gopark::time::{Elapsed, Interval, MissedTick, Sleep, Timeout};
+use gopark::{
+    AbortHandle, Builder, EnterGuard, Handle, JoinError, JoinHandle, Runtime, StillRunning, TaskId, TaskInfo,
+};
+use std::cell::Cell;
+use std::future::{Pending, Ready};
+use std::io::{IoSlice, IoSliceMut};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Which of the three a type is: `check!(Type: Send + Sync + !Unpin)`.
+macro_rules! check {
+    ($($t:ty: $(!$no:ident)? $($yes:ident)? $(+ $(!$nos:ident)? $($yess:ident)?)*;)*) => {$(
+        check!(@one $t, $(!$no)? $($yes)?);
+        $(check!(@one $t, $(!$nos)? $($yess)?);)*
+    )*};
+    (@one $t:ty, $trait:ident) => {
+        const _: () = {
+            const fn has<T: $trait + ?Sized>() {}
+            has::<$t>();
+        };
+    };
+    // Two impls would fit a type that has the trait, so that it is not known which is meant.
+    (@one $t:ty, !$trait:ident) => {
+        const _: () = {
+            trait Ambiguous<A> {
+                fn some() {}
+            }
+            impl<T: ?Sized> Ambiguous<()> for T {}
+            struct Has;
+            impl<T: $trait + ?Sized> Ambiguous<Has> for T {}
+            let _ = <$t as Ambiguous<_>>::some;
+        };
+    };
+}
+
+type NotSend = Rc<()>;
+type NotSync = Cell<()>;
+
+check! {
+    Builder: Send + Sync + Unpin;
+    Runtime: Send + Sync + Unpin;
+    Handle: Send + Sync + Unpin;
+    EnterGuard<'static>: !Send + Unpin;
+    StillRunning: Send + Sync + Unpin;
+    JoinHandle<()>: Send + Sync + Unpin;
+    JoinHandle<NotSync>: Send + Unpin;
+    JoinHandle<NotSend>: !Send + Unpin;
+    AbortHandle: Send + Sync + Unpin;
+    JoinError: Send + Sync + Unpin;
+    TaskId: Send + Sync + Unpin;
+    TaskInfo: Send + Sync + Unpin;
+
+    Sleep: Send + Sync;
+    Timeout<Ready<()>>: Send + Sync;
+    Timeout<Pending<NotSend>>: Send;
+    Interval: Send + Sync + Unpin;
+    MissedTick: Send + Sync + Unpin;
+    Elapsed: Send + Sync + Unpin;
+
+    TcpListener: Send + Sync + Unpin;
+    TcpStream: Send + Sync + Unpin;
+    Incoming<'static>: Send + Sync + Unpin;
+    ReadHalf<'static>: Send + Sync + Unpin;
+    WriteHalf<'static>: Send + Sync + Unpin;
+    OwnedReadHalf: Send + Sync + Unpin;
+    OwnedWriteHalf: Send + Sync + Unpin;
+    ReuniteError: Send + Sync + Unpin;
+    Closed: Send + Sync + Unpin;
+    RuntimeGone: Send + Sync + Unpin;
+}
+
+fn send<T: Send>(_: T) {}
+fn send_sync<T: Send + Sync>(_: T) {}
+fn send_static<T: Send + 'static>(_: T) {}
+
+/// The futures of the async methods. Never called.
+#[allow(dead_code)]
+fn futures(stream: &TcpStream, listener: &TcpListener, interval: &mut Interval, addr: SocketAddr) {
+    let (read, write) = stream.split();
+    let (mut a, mut b) = ([0], [0]);
+    send_sync(stream.read(&mut a));
+    send_sync(stream.read_vectored(&mut [IoSliceMut::new(&mut a)]));
+    send_sync(stream.peek(&mut a));
+    send_sync(stream.read_exact(&mut a));
+    send_sync(stream.write(&b));
+    send_sync(stream.write_vectored(&[IoSlice::new(&b)]));
+    send_sync(stream.write_all(&b));
+    send_sync(stream.readable());
+    send_sync(stream.writable());
+    send_sync(read.read(&mut a));
+    send_sync(read.read_exact(&mut a));
+    send_sync(read.peek(&mut b));
+    send_sync(write.write(&b));
+    send_sync(write.write_all(&b));
+    send_sync(listener.accept());
+    send_sync(interval.tick());
+    send_sync(gopark::yield_now());
+    // They can be spawned as they are.
+    send_static(TcpStream::connect(addr));
+    send_static(TcpStream::connect("localhost:1"));
+    send_static(TcpStream::connect(String::new()));
+    send_static(TcpStream::connect((String::new(), 1)));
+    send_static(TcpListener::bind(addr));
+    send_static(lookup_host("localhost:1"));
+    send(TcpStream::connect(&[addr][..]));
+    send(gopark::time::timeout(Duration::ZERO, stream.readable()));
+}
+
+#[allow(dead_code)]
+fn owned(read: &OwnedReadHalf, write: &OwnedWriteHalf) {
+    let mut a = [0];
+    send_sync(read.read(&mut a));
+    send_sync(read.read_exact(&mut a));
+    send_sync(read.peek(&mut a));
+    send_sync(write.write(&a));
+    send_sync(write.write_all(&a));
+}
+
+/// Errors are errors.
+#[test]
+fn errors() {
+    fn error<T: std::error::Error + Send + Sync + 'static>() {}
+    error::<Closed>();
+    error::<RuntimeGone>();
+    error::<ReuniteError>();
+    error::<Elapsed>();
+    error::<JoinError>();
+    error::<StillRunning>();
+    assert_eq!(std::io::Error::from(gopark_elapsed()).kind(), std::io::ErrorKind::TimedOut);
+}
+
+fn gopark_elapsed() -> Elapsed {
+    gopark::block_on(async { gopark::time::timeout(Duration::ZERO, std::future::pending::<()>()).await }).unwrap_err()
+}

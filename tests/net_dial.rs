@@ -1,0 +1,349 @@
+//! Connecting, listening, addresses, options.
+
+#[path = "support/net.rs"]
+mod net;
+mod support;
+
+use futures::StreamExt;
+use gopark::net::{TcpListener, TcpStream, ToSocketAddrs, lookup_host};
+use net::*;
+use socket2::SockRef;
+use std::io::{self, ErrorKind, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::Duration;
+use support::watchdog;
+
+/// The kind is the system's, the text names the address, and the system's error is the source.
+fn is_dial_error(error: &io::Error, kind: ErrorKind, addr: &str) {
+    assert_eq!(error.kind(), kind, "{error}");
+    assert!(error.to_string().contains(addr), "{error}");
+    let source = error.get_ref().unwrap().source().unwrap().downcast_ref::<io::Error>().unwrap();
+    assert_eq!(source.kind(), kind);
+}
+
+#[test]
+fn refused() {
+    let _dog = watchdog(20);
+    runtime(1).run(async {
+        let (_held, addr) = refusing();
+        let error = TcpStream::connect(addr).await.unwrap_err();
+        is_dial_error(&error, ErrorKind::ConnectionRefused, &addr.to_string());
+    });
+}
+
+/// TCP knows no connection to a broadcast address, whatever routes there are.
+#[test]
+fn unreachable() {
+    let _dog = watchdog(20);
+    runtime(1).run(async {
+        let error = TcpStream::connect("255.255.255.255:9").await.unwrap_err();
+        is_dial_error(&error, ErrorKind::NetworkUnreachable, "255.255.255.255:9");
+    });
+}
+
+/// The first address that answers is taken; if none does, the first one's error is told.
+#[test]
+fn several_addresses() {
+    let _dog = watchdog(20);
+    runtime(1).run(async {
+        let (_held, refused) = refusing();
+        let listener = TcpListener::bind(ANY).await.unwrap();
+        let good = listener.local_addr().unwrap();
+        let stream = TcpStream::connect(&[refused, good][..]).await.unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), good);
+        let unreachable: SocketAddr = "255.255.255.255:9".parse().unwrap();
+        let error = TcpStream::connect(&[refused, unreachable][..]).await.unwrap_err();
+        is_dial_error(&error, ErrorKind::ConnectionRefused, &refused.to_string());
+        let none: &[SocketAddr] = &[];
+        assert_eq!(TcpStream::connect(none).await.unwrap_err().kind(), ErrorKind::InvalidInput);
+        assert_eq!(TcpListener::bind(none).await.unwrap_err().kind(), ErrorKind::InvalidInput);
+    });
+}
+
+#[test]
+fn address_in_use() {
+    let _dog = watchdog(20);
+    runtime(1).run(async {
+        let listener = TcpListener::bind(ANY).await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let error = TcpListener::bind(addr).await.unwrap_err();
+        is_dial_error(&error, ErrorKind::AddrInUse, &addr.to_string());
+        // The next address will do.
+        let other = TcpListener::bind(&[addr, ANY.parse().unwrap()][..]).await.unwrap();
+        assert_ne!(other.local_addr().unwrap(), addr);
+        // Once nobody listens there, it can be listened on again, though connections linger.
+        let client = TcpStream::connect(addr).await.unwrap();
+        let (server, _) = listener.accept().await.unwrap();
+        drop((listener, server, client));
+        TcpListener::bind(addr).await.unwrap();
+    });
+}
+
+/// Every form of address, as an argument that is a value and as a reference.
+#[test]
+fn forms_of_addresses() {
+    let _dog = watchdog(20);
+    async fn reaches(listener: &TcpListener, addr: impl ToSocketAddrs) {
+        let (connected, accepted) = futures::join!(TcpStream::connect(addr), listener.accept());
+        assert_eq!(connected.unwrap().local_addr().unwrap(), accepted.unwrap().1);
+    }
+    runtime(1).run(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (l, port, text) = (&listener, addr.port(), addr.to_string());
+        reaches(l, addr).await;
+        reaches(l, &addr).await;
+        reaches(l, SocketAddrV4::new(Ipv4Addr::LOCALHOST, port)).await;
+        reaches(l, (Ipv4Addr::LOCALHOST, port)).await;
+        reaches(l, (IpAddr::V4(Ipv4Addr::LOCALHOST), port)).await;
+        reaches(l, ("127.0.0.1", port)).await;
+        reaches(l, ("127.0.0.1".to_owned(), port)).await;
+        reaches(l, ("localhost", port)).await;
+        reaches(l, &("localhost".to_owned(), port)).await;
+        reaches(l, text.as_str()).await;
+        reaches(l, text.clone()).await;
+        reaches(l, &text).await;
+        reaches(l, format!("localhost:{port}")).await;
+        reaches(l, &format!("localhost:{port}")).await;
+        reaches(l, &[addr][..]).await;
+        reaches(l, &&addr).await;
+    });
+}
+
+#[test]
+fn ipv6() {
+    let _dog = watchdog(20);
+    runtime(1).run(async {
+        let listener = match TcpListener::bind("[::1]:0").await {
+            Ok(listener) => listener,
+            // A machine without it has nothing to test.
+            Err(e) => return assert_ne!(e.kind(), ErrorKind::InvalidInput),
+        };
+        let addr = listener.local_addr().unwrap();
+        for _ in 0..2 {
+            let (a, b) = futures::join!(TcpStream::connect((Ipv6Addr::LOCALHOST, addr.port())), listener.accept());
+            assert_eq!(a.unwrap().local_addr().unwrap(), b.unwrap().1);
+        }
+        let v6 = SocketAddrV6::new(Ipv6Addr::LOCALHOST, addr.port(), 0, 0);
+        TcpStream::connect(v6).await.unwrap();
+        TcpStream::connect(("::1", addr.port())).await.unwrap();
+        TcpStream::connect(addr.to_string()).await.unwrap();
+    });
+}
+
+/// Text that is no address is refused without a question to any resolver.
+#[test]
+fn bad_addresses() {
+    let _dog = watchdog(20);
+    runtime(1).run(async {
+        for bad in ["", "localhost", "127.0.0.1", "127.0.0.1:", "127.0.0.1:65536", "127.0.0.1:http", "[::1]"] {
+            assert_eq!(TcpStream::connect(bad).await.unwrap_err().kind(), ErrorKind::InvalidInput, "{bad:?}");
+            assert_eq!(TcpListener::bind(bad).await.unwrap_err().kind(), ErrorKind::InvalidInput, "{bad:?}");
+            assert!(lookup_host(bad).await.is_err());
+        }
+        // No label of a name is longer than 63 bytes, so the resolver need not ask either.
+        let name = "x".repeat(64);
+        lookup_host((name.as_str(), 80)).await.map(|_| ()).unwrap_err();
+        TcpStream::connect((name, 80)).await.unwrap_err();
+        let nul = "nul\0byte:80";
+        assert_eq!(TcpStream::connect(nul).await.unwrap_err().kind(), ErrorKind::InvalidInput);
+    });
+}
+
+#[test]
+fn lookup() {
+    let _dog = watchdog(20);
+    runtime(1).run(async {
+        let addrs: Vec<_> = lookup_host("localhost:80").await.unwrap().collect();
+        assert!(!addrs.is_empty());
+        assert!(addrs.iter().all(|a| a.ip().is_loopback() && a.port() == 80));
+        let one: Vec<_> = lookup_host("192.0.2.7:1").await.unwrap().collect();
+        assert_eq!(one, ["192.0.2.7:1".parse().unwrap()]);
+        let two: [SocketAddr; 2] = ["192.0.2.7:1".parse().unwrap(), "[2001:db8::1]:2".parse().unwrap()];
+        assert!(lookup_host(&two[..]).await.unwrap().eq(two));
+        // A lookup that is given up goes on unheard.
+        let mut lookup = Box::pin(lookup_host("localhost:80"));
+        let _ = is_pending(&mut lookup).await;
+    });
+}
+
+/// As in Go: no delay, and a probe after 15 s of silence; on both ends, though accepting sets nothing.
+#[test]
+fn default_options() {
+    let _dog = watchdog(20);
+    runtime(1).run(async {
+        let (connected, accepted) = pair().await;
+        for stream in [&connected, &accepted] {
+            let socket = SockRef::from(stream);
+            assert!(stream.nodelay().unwrap());
+            assert!(socket.tcp_nodelay().unwrap());
+            assert!(socket.keepalive().unwrap());
+            assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(15));
+            assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(15));
+            assert_eq!(socket.linger().unwrap(), None);
+            assert!(socket.nonblocking().unwrap());
+            // Not inherited by the programs that this one starts.
+            // SAFETY: F_GETFD takes nothing.
+            let flags = unsafe { libc::fcntl(stream.as_raw_fd(), libc::F_GETFD) };
+            assert_eq!(flags & libc::FD_CLOEXEC, libc::FD_CLOEXEC);
+        }
+    });
+}
+
+#[test]
+fn set_options() {
+    let _dog = watchdog(20);
+    runtime(1).run(async {
+        let (stream, _peer) = pair().await;
+        let socket = SockRef::from(&stream);
+        stream.set_nodelay(false).unwrap();
+        assert!(!socket.tcp_nodelay().unwrap() && !stream.nodelay().unwrap());
+        stream.set_nodelay(true).unwrap();
+        assert!(socket.tcp_nodelay().unwrap());
+        stream.set_keepalive(None).unwrap();
+        assert!(!socket.keepalive().unwrap());
+        stream.set_keepalive(Some(Duration::from_secs(77))).unwrap();
+        assert!(socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(77));
+        stream.set_linger(Some(Duration::from_secs(3))).unwrap();
+        assert_eq!(socket.linger().unwrap(), Some(Duration::from_secs(3)));
+        stream.set_linger(None).unwrap();
+        assert_eq!(socket.linger().unwrap(), None);
+        stream.set_ttl(42).unwrap();
+        assert_eq!(socket.ttl_v4().unwrap(), 42);
+        assert!(stream.take_error().unwrap().is_none());
+        assert_eq!(stream.as_fd().as_raw_fd(), stream.as_raw_fd());
+    });
+}
+
+/// An error that is pending is told once.
+#[test]
+fn pending_error() {
+    let _dog = watchdog(20);
+    runtime(1).run(async {
+        let (stream, peer) = std_pair().await;
+        SockRef::from(&peer).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(peer);
+        stream.readable().await.unwrap();
+        assert_eq!(stream.take_error().unwrap().unwrap().kind(), ErrorKind::ConnectionReset);
+        assert!(stream.take_error().unwrap().is_none());
+    });
+}
+
+/// What a listening socket says of its queue: (waiting, how many may). In TCP_INFO, which has other fields for it
+/// otherwise: eight bytes, then rto, ato, snd_mss, rcv_mss, unacked, sacked.
+fn queue_of(listener: &TcpListener) -> (u32, u32) {
+    let mut info = [0u32; 64];
+    let mut len = size_of_val(&info) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes.
+    let result = unsafe {
+        libc::getsockopt(listener.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, info.as_mut_ptr().cast(), &mut len)
+    };
+    assert_eq!(result, 0);
+    (info[6], info[7])
+}
+
+/// The queue is as long as the system allows.
+#[test]
+fn backlog() {
+    let _dog = watchdog(20);
+    runtime(1).run(async {
+        let somaxconn: u32 = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap().trim().parse().unwrap();
+        let listener = TcpListener::bind(ANY).await.unwrap();
+        assert_eq!(queue_of(&listener), (0, somaxconn));
+        let addr = listener.local_addr().unwrap();
+        let clients: Vec<_> = (0..10).map(|_| std::net::TcpStream::connect(addr).unwrap()).collect();
+        assert_eq!(queue_of(&listener).0, 10);
+        for client in &clients {
+            assert_eq!(listener.accept().await.unwrap().1, client.local_addr().unwrap());
+        }
+    });
+}
+
+#[test]
+fn incoming_and_close() {
+    let _dog = watchdog(20);
+    runtime(1).run(async {
+        let listener = TcpListener::bind(ANY).await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let mut incoming = listener.incoming();
+        let mut client = std::net::TcpStream::connect(addr).unwrap();
+        let stream = incoming.next().await.unwrap().unwrap();
+        client.write_all(b"x").unwrap();
+        assert_eq!(stream.read(&mut [0; 4]).await.unwrap(), 1);
+        let mut next = Box::pin(incoming.next());
+        assert!(is_pending(&mut next).await);
+        listener.close();
+        assert!(next.await.is_none());
+        assert!(incoming.next().await.is_none());
+        let error = std::net::TcpStream::connect(addr).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+        // The connection is no worse for it.
+        client.write_all(b"y").unwrap();
+        assert_eq!(stream.read(&mut [0; 4]).await.unwrap(), 1);
+    });
+}
+
+/// Every acceptor that waits learns of the close.
+#[test]
+fn close_and_many_acceptors() {
+    let _dog = watchdog(20);
+    runtime(2).run(async {
+        let listener = std::sync::Arc::new(TcpListener::bind(ANY).await.unwrap());
+        let acceptors: Vec<_> = (0..20)
+            .map(|_| {
+                let listener = listener.clone();
+                gopark::spawn(async move { listener.accept().await.map(|_| ()).unwrap_err() })
+            })
+            .collect();
+        gopark::yield_now().await;
+        listener.close();
+        for acceptor in acceptors {
+            assert!(acceptor.await.unwrap().get_ref().unwrap().is::<gopark::net::Closed>());
+        }
+    });
+}
+
+/// A listener of std's, there and back.
+#[test]
+fn listener_from_std() {
+    let _dog = watchdog(20);
+    runtime(1).run(async {
+        let std = std::net::TcpListener::bind(ANY).unwrap();
+        let addr = std.local_addr().unwrap();
+        let early = std::net::TcpStream::connect(addr).unwrap();
+        let listener = TcpListener::from_std(std).unwrap();
+        assert_eq!(listener.accept().await.unwrap().1, early.local_addr().unwrap());
+        let mut accept = Box::pin(listener.accept());
+        assert!(is_pending(&mut accept).await);
+        let late = std::net::TcpStream::connect(addr).unwrap();
+        assert_eq!(accept.await.unwrap().1, late.local_addr().unwrap());
+        let std = listener.into_std().unwrap();
+        std.set_nonblocking(false).unwrap();
+        let last = std::net::TcpStream::connect(addr).unwrap();
+        assert_eq!(std.accept().unwrap().1, last.local_addr().unwrap());
+    });
+}
+
+/// Outside a runtime, one sentence says what to do.
+#[test]
+fn outside_a_runtime() {
+    let _dog = watchdog(20);
+    let message = |f: Box<dyn FnOnce() + std::panic::UnwindSafe>| {
+        let payload = std::panic::catch_unwind(f).unwrap_err();
+        payload.downcast_ref::<String>().unwrap().clone()
+    };
+    let std = std::net::TcpListener::bind(ANY).unwrap();
+    let addr = std.local_addr().unwrap();
+    for text in [
+        message(Box::new(move || drop(TcpListener::from_std(std)))),
+        message(Box::new(move || drop(futures::executor::block_on(TcpStream::connect(addr))))),
+        message(Box::new(|| drop(futures::executor::block_on(TcpListener::bind(ANY))))),
+        message(Box::new(|| drop(futures::executor::block_on(lookup_host("localhost:1"))))),
+    ] {
+        assert!(text.contains("needs a runtime") && text.contains("gopark::run"), "{text}");
+    }
+    // An address that is written out needs none to be told.
+    assert_eq!(futures::executor::block_on(lookup_host("192.0.2.7:1")).unwrap().count(), 1);
+}
