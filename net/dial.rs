@@ -14,6 +14,8 @@ pub(crate) async fn dial<A: ToSocketAddrs>(addr: A) -> io::Result<Fd<TcpStream>>
     for addr in addr.resolve().await? {
         match connect(addr).await {
             Ok(fd) => return Ok(fd),
+            // Not of this address: the runtime is gone, and the error says so itself.
+            Err(error) if error.raw_os_error().is_none() => return Err(error),
             Err(error) => first = first.or(Some(io::Error::new(error.kind(), DialError { addr, error }))),
         }
     }

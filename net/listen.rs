@@ -19,6 +19,8 @@ pub(crate) async fn listen<A: ToSocketAddrs>(addr: A) -> io::Result<Fd<TcpListen
     for addr in addr.resolve().await? {
         match listener(addr).and_then(register) {
             Ok(fd) => return Ok(fd),
+            // Not of this address: the runtime is gone, and the error says so itself.
+            Err(error) if error.raw_os_error().is_none() => return Err(error),
             Err(error) => last = Some(io::Error::new(error.kind(), ListenError { addr, error })),
         }
     }
