@@ -139,7 +139,6 @@ fn vectored() {
 
 /// An empty read is ready at once; errors come through; a poll that is pending is woken.
 #[test]
-#[ignore = "fails today: an empty read of an idle connection waits"]
 fn edges_of_the_contract() {
     let _dog = watchdog(30);
     runtime(1).run(async {

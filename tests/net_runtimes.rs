@@ -308,7 +308,6 @@ fn shutdown_and_waiters() {
 
 /// Trap P10: a registration after the end of the runtime is refused.
 #[test]
-#[ignore = "fails today: RuntimeGone is hidden in the error that names the address"]
 fn shutdown_then_registration() {
     let _dog = watchdog(30);
     let runtime = runtime(1);
@@ -326,7 +325,6 @@ fn shutdown_then_registration() {
 
 /// And a connect that was under way, waiting for an answer that never comes.
 #[test]
-#[ignore = "fails today: RuntimeGone is hidden in the error that names the address"]
 fn shutdown_during_connect() {
     let _dog = watchdog(30);
     let runtime = runtime(1);

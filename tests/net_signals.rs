@@ -163,7 +163,6 @@ fn signals_and_an_idle_reader() {
 
 /// Trap P26: a write to a peer that is gone is an error and no signal, whichever call makes it.
 #[test]
-#[ignore = "fails today: write_vectored raises SIGPIPE"]
 fn writes_to_a_closed_peer() {
     let (_turn, _dog) = (one_at_a_time(), watchdog(60));
     // std ignores SIGPIPE in Rust's own programs; others do not.

@@ -17,6 +17,8 @@ mod brk;
 pub(crate) mod desc;
 mod epoll;
 pub(crate) mod slot;
+#[cfg(all(test, not(gopark_loom)))]
+mod tests;
 
 pub(crate) use brk::Break;
 pub(crate) use epoll::Wait;
@@ -222,36 +224,5 @@ impl Netpoll {
             }
         }
         self.keep_batons(list);
-    }
-}
-
-#[cfg(all(test, not(gopark_loom)))]
-mod tests {
-    use super::*;
-    use std::sync::Arc;
-    use std::sync::mpsc::channel;
-    use std::time::Duration;
-
-    /// Traps P4 and P24: a break that a poll without waiting harvests before the sleeper sleeps ends that sleep.
-    #[test]
-    fn break_and_netpoll_before_the_sleep() {
-        let netpoll = Arc::new(Netpoll::new().unwrap());
-        for again in [false, true, false] {
-            netpoll.netpoll_break();
-            assert!(netpoll.netpoll(&mut WakeList::default()));
-            if again {
-                netpoll.netpoll_break();
-            }
-            let (there, (tx, woken)) = (netpoll.clone(), channel());
-            std::thread::spawn(move || {
-                there.netpoll_block(Wait::Ever, &mut WakeList::default());
-                tx.send(()).unwrap();
-            });
-            woken.recv_timeout(Duration::from_secs(30)).expect("the break was lost");
-        }
-        // Nothing of it is left.
-        netpoll.netpoll_break();
-        netpoll.netpoll_block(Wait::Ever, &mut WakeList::default());
-        assert!(!netpoll.brk.take_aside());
     }
 }

@@ -154,6 +154,29 @@ fn break_and_polls_that_do_not_block() {
     sleeper.join().unwrap();
 }
 
+/// Traps P4 and P24: a break that a poll without waiting harvests before the sleeper sleeps ends that sleep.
+#[test]
+fn break_and_netpoll_before_the_sleep() {
+    let netpoll = Arc::new(Netpoll::new().unwrap());
+    for again in [false, true, false] {
+        netpoll.netpoll_break();
+        assert!(netpoll.netpoll(&mut WakeList::default()));
+        if again {
+            netpoll.netpoll_break();
+        }
+        let (there, (tx, woken)) = (netpoll.clone(), channel());
+        std::thread::spawn(move || {
+            there.netpoll_block(Wait::Ever, &mut WakeList::default());
+            tx.send(()).unwrap();
+        });
+        woken.recv_timeout(LONG).expect("the break was lost");
+    }
+    // Nothing of it is left.
+    netpoll.netpoll_break();
+    netpoll.netpoll_block(Wait::Ever, &mut WakeList::default());
+    assert!(!netpoll.brk.take_aside());
+}
+
 /// Trap P12: epoll refuses a regular file. The error is passed on, and the descriptor is free again.
 #[test]
 fn refused_and_descriptor() {
