@@ -81,6 +81,15 @@ impl Sleep {
         self.timer = Timer::New;
     }
 
+    /// The runtime has ended. A task of its own is about to be dropped; whoever else waits has to hear of it.
+    #[cold]
+    fn gone(&self, cx: &Context<'_>) -> Poll<()> {
+        if self.heap.is_own(cx.waker()) {
+            return Poll::Pending;
+        }
+        panic!("gopark: a sleep was awaited after its runtime had been shut down; await it inside `block_on` or `run`")
+    }
+
     fn cancel(&mut self) {
         if let Timer::Waiting(key) = self.timer {
             drop(self.heap.timers().cancel(key));
@@ -100,14 +109,14 @@ impl Future for Sleep {
                 }
                 // It fired; or the runtime has ended, and whoever still waits has to hear of it.
                 if self.deadline > Instant::now() {
-                    gone();
+                    return self.gone(cx);
                 }
             }
             Timer::New => {
                 if self.deadline > Instant::now() {
                     match self.heap.insert(self.deadline, cx.waker()) {
                         Some(key) => self.timer = Timer::Waiting(key),
-                        None => gone(),
+                        None => return self.gone(cx),
                     }
                     return Poll::Pending;
                 }
@@ -117,11 +126,6 @@ impl Future for Sleep {
         self.timer = Timer::Elapsed;
         Poll::Ready(())
     }
-}
-
-#[cold]
-fn gone() -> ! {
-    panic!("gopark: a sleep was awaited after its runtime had been shut down; await it inside `block_on` or `run`")
 }
 
 impl Drop for Sleep {

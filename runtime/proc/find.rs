@@ -229,9 +229,7 @@ impl M {
                 self.take_p(p, true);
                 if !sched.blocking.is_empty() {
                     // No thread could be started for it.
-                    self.drop_p();
-                    sched.run_blocking();
-                    self.retake_p();
+                    self.run_blocking();
                 }
                 return Idled::Again;
             }

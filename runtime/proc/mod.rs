@@ -26,7 +26,7 @@ use std::io;
 use std::panic::Location;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use std::task::Waker;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -73,6 +73,10 @@ struct Threads {
     handles: Vec<thread::JoinHandle<()>>,
     /// Ms that have not ended. The last one cleans up.
     alive: usize,
+    /// Those of them that block in the middle of a poll, or run a closure that may.
+    aside: usize,
+    /// Those of them that are dropping tasks at the end.
+    winding: usize,
     ended: bool,
 }
 
@@ -92,6 +96,7 @@ pub(crate) struct TimerHeap {
     timers: Timers,
     clock: Clock,
     netpoll: Arc<Netpoll>,
+    sched: Weak<Sched>,
 }
 
 /// The runtime's nanoseconds, counted from its start.
@@ -128,6 +133,11 @@ impl TimerHeap {
     pub(crate) fn timers(&self) -> &Timers {
         &self.timers
     }
+
+    /// Does this waker belong to a task of the same runtime, which is dropped when that ends?
+    pub(crate) fn is_own(&self, waker: &Waker) -> bool {
+        task::from_waker(waker).is_some_and(|task| task.belongs_to(self.sched.as_ptr().cast()))
+    }
 }
 
 /// What others see of an M.
@@ -146,6 +156,8 @@ pub(crate) struct M {
     local: Local,
     p: Cell<Option<PId>>,
     spinning: Cell<bool>,
+    /// How deep it is in calls that may block.
+    aside: Cell<u32>,
     /// Tasks taken from the run-next slot in a row.
     streak: Cell<u32>,
     tick: Cell<u32>,
@@ -169,20 +181,12 @@ impl Sched {
     pub(crate) fn new(config: Config) -> io::Result<Arc<Sched>> {
         let clock = Clock(Instant::now());
         let netpoll = Arc::new(Netpoll::new()?);
-        let heap = || Arc::new(TimerHeap { timers: Timers::new(), clock, netpoll: netpoll.clone() });
-        let p = |_| P {
-            holder: AtomicPtr::new(ptr::null_mut()),
-            schedtick: AtomicU32::new(0),
-            attention: AtomicBool::new(false),
-            timers: heap(),
-        };
-        // One more than there are Ps: the last has timers only, for threads without a P.
-        let ps = (0..=config.procs).map(p).collect();
         Ok(Arc::new_cyclic(|this| Sched {
             this: this.clone(),
             idle: Idle::new(config.procs),
             global: Global::new(),
-            ps,
+            // One more than there are Ps: the last has timers only, for threads without a P.
+            ps: (0..=config.procs).map(|_| P::new(clock, &netpoll, this)).collect(),
             ms: Mutex::default(),
             blocking: Global::new(),
             owned: OwnedTasks::new(config.procs as usize),
@@ -297,7 +301,7 @@ impl Sched {
 
     /// After `stop`: waits until all threads are done, at most until `deadline`. Returns how many are not.
     pub(crate) fn wait_ended(&self, deadline: Option<Instant>) -> usize {
-        let mut threads = self.threads.lock().expect("no panic under this lock");
+        let mut threads = self.threads();
         if threads.handles.is_empty() && !threads.ended {
             // Not even the first thread could be started: there is no last one to clean up.
             threads.ended = true;
@@ -322,20 +326,48 @@ impl Sched {
         0
     }
 
-    /// The runtime ends: drops every task that no M is running, and wakes whoever waits for a socket or a timer. Each M
+    /// The runtime ends: drops every task that no M is running, then wakes whoever waits for a socket or a timer. Each M
     /// does so when it ends, not only the last: an M may be in a poll that waits for what is dropped here. Go has no
-    /// counterpart, since a Go program ends with its process.
-    fn wind_down(&self) {
+    /// counterpart, since a Go program ends with its process. `staying`: the caller's M does not end yet.
+    fn wind_down(&self, staying: bool) {
+        self.threads().winding += 1;
         for g in self.owned.cancel_all() {
             g.cancel();
         }
         self.cancel_queued();
-        self.netpoll.shut();
-        let mut list = WakeList::default();
-        for p in &self.ps {
-            p.timers.timers.shut(&mut list);
+        let quiet = {
+            let mut threads = self.threads();
+            threads.winding -= 1;
+            let waiting = threads.aside + usize::from(!staying);
+            threads.winding == 0 && waiting >= threads.alive
+        };
+        // Not while another M polls or drops futures, which may use sockets and timers to the end. But once all that are
+        // left wait for something inside a poll, nothing else can end the wait.
+        if quiet {
+            self.netpoll.shut();
+            let mut list = WakeList::default();
+            for p in &self.ps {
+                p.timers.timers.shut(&mut list);
+            }
+            list.deliver();
         }
-        list.deliver();
+    }
+
+    /// The calling M is about to block in the middle of its work, and may wait for another's.
+    fn step_aside(&self) {
+        self.threads().aside += 1;
+        // `stop` comes before the lock of any M that ends: so either that one counts this one, or this one sees it here.
+        if self.stopping() {
+            self.wind_down(true);
+        }
+    }
+
+    fn step_back(&self) {
+        self.threads().aside -= 1;
+    }
+
+    fn threads(&self) -> MutexGuard<'_, Threads> {
+        self.threads.lock().expect("no panic under this lock")
     }
 
     /// Drops the tasks that are queued. False: there were none.
@@ -351,7 +383,7 @@ impl Sched {
 
     /// The last M waits for the tasks that others are about to queue.
     fn clean_up(&self) {
-        self.wind_down();
+        self.wind_down(false);
         while !self.owned.is_empty() {
             if !self.cancel_queued() {
                 thread::yield_now();
@@ -383,6 +415,16 @@ impl task::Schedule for Sched {
 }
 
 impl P {
+    fn new(clock: Clock, netpoll: &Arc<Netpoll>, sched: &Weak<Sched>) -> P {
+        let (timers, netpoll, sched) = (Timers::new(), netpoll.clone(), sched.clone());
+        P {
+            holder: AtomicPtr::new(ptr::null_mut()),
+            schedtick: AtomicU32::new(0),
+            attention: AtomicBool::new(false),
+            timers: Arc::new(TimerHeap { timers, clock, netpoll, sched }),
+        }
+    }
+
     /// The queues of the M that holds it.
     fn remote(&self) -> Option<&Remote> {
         // Acquire pairs with the Release in `M::take_p`.
@@ -419,6 +461,7 @@ impl M {
             local,
             p: Cell::new(None),
             spinning: Cell::new(false),
+            aside: Cell::new(0),
             streak: Cell::new(0),
             tick: Cell::new(0),
             check: find::Check::default(),
@@ -489,16 +532,16 @@ impl M {
     /// The last thing a thread does.
     fn end(&self) {
         self.drop_p();
-        self.sched.wind_down();
+        self.sched.wind_down(false);
         Sched::hook(&self.sched.config.on_thread_stop);
         let last = {
-            let mut threads = self.sched.threads.lock().expect("no panic under this lock");
+            let mut threads = self.sched.threads();
             threads.alive -= 1;
             threads.alive == 0
         };
         if last {
             self.sched.clean_up();
-            self.sched.threads.lock().expect("no panic under this lock").ended = true;
+            self.sched.threads().ended = true;
             self.sched.ended.notify_all();
         }
     }

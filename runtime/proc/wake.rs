@@ -76,7 +76,7 @@ impl Sched {
         let sched = self.clone();
         let name = format!("{}-sysmon", self.config.thread_name);
         let sysmon = thread::Builder::new().name(name).spawn(move || sched.sysmon())?;
-        self.threads.lock().expect("no panic under this lock").handles.push(sysmon);
+        self.threads().handles.push(sysmon);
         Ok(())
     }
 
@@ -104,17 +104,10 @@ impl Sched {
         }
     }
 
-    /// Runs closures until none waits. Called by an M without a P.
-    pub(super) fn run_blocking(&self) {
-        while let Some(g) = self.blocking.pop() {
-            let Ran::Done = g.run() else { unreachable!("a closure is ready when it returns") };
-        }
-    }
-
     /// Starts a thread. Go's `newm`.
     pub(crate) fn start_m(&self, orders: Orders) -> io::Result<()> {
         let sched = self.this.upgrade().expect("whoever calls this holds an Arc");
-        let mut threads = self.threads.lock().expect("no panic under this lock");
+        let mut threads = self.threads();
         if self.stopping() || threads.alive >= self.config.procs as usize + self.config.max_threads {
             return Err(io::Error::new(io::ErrorKind::QuotaExceeded, "the runtime ends, or max_threads are running"));
         }
@@ -165,7 +158,7 @@ impl M {
     pub(super) fn follow(&self, orders: Orders) -> bool {
         match orders {
             Orders::Run(p) => self.take_p(p, true),
-            Orders::Block => self.sched.run_blocking(),
+            Orders::Block => self.run_blocking(),
             Orders::Exit => return false,
         }
         true
@@ -193,27 +186,53 @@ impl M {
         }
     }
 
-    /// After `drop_p`: goes on with a P if one is idle, without otherwise. Go's `exitsyscall`.
-    pub(super) fn retake_p(&self) {
+    /// Goes on with a P if one is idle, without otherwise. Go's `exitsyscall`.
+    fn retake_p(&self) {
         if self.p.get().is_none() {
             if let Some(p) = self.sched.idle.acquire() {
                 self.take_p(p, false);
             }
         }
     }
+
+    /// Is about to run what may block, without a P. Go's `entersyscallblock`.
+    fn step_aside(&self) {
+        self.drop_p();
+        self.aside.set(self.aside.get() + 1);
+        if self.aside.get() == 1 {
+            self.sched.step_aside();
+        }
+    }
+
+    /// Back from the outermost of these.
+    fn step_back(&self) {
+        self.aside.set(self.aside.get() - 1);
+        if self.aside.get() == 0 {
+            self.sched.step_back();
+            self.retake_p();
+        }
+    }
+
+    /// Runs closures until none waits.
+    pub(super) fn run_blocking(&self) {
+        self.step_aside();
+        while let Some(g) = self.sched.blocking.pop() {
+            let Ran::Done = g.run() else { unreachable!("a closure is ready when it returns") };
+        }
+        self.step_back();
+    }
 }
 
 /// Runs `f`, which may block, with the thread's P in other hands. On a thread without one it just runs.
 pub(crate) fn without_p<R>(f: impl FnOnce() -> R) -> R {
-    struct Retake;
-    impl Drop for Retake {
+    struct Back;
+    impl Drop for Back {
         fn drop(&mut self) {
-            super::current(|m| m.into_iter().for_each(M::retake_p));
+            super::current(|m| m.into_iter().for_each(M::step_back));
         }
     }
-    let held = super::current(|m| m.filter(|m| m.p.get().is_some()).inspect(|m| m.drop_p()).is_some());
-    // Not `then_some`: a value that is made is dropped, and so takes a P.
-    let _retake = held.then(|| Retake);
+    super::current(|m| m.into_iter().for_each(M::step_aside));
+    let _back = Back;
     let _budget = crate::runtime::budget::without_budget();
     f()
 }

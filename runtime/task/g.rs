@@ -293,6 +293,12 @@ impl TaskRef<'_> {
             Notify::Nothing => None,
         }
     }
+
+    /// As [`G::belongs_to`].
+    pub(crate) fn belongs_to(&self, scheduler: *const ()) -> bool {
+        // SAFETY: as in `notify`.
+        ptr::eq(unsafe { self.task.as_ref() }.scheduler, scheduler)
+    }
 }
 
 /// One table for every gopark task: its address is how the netpoller knows them. A static, because a constant may have
