@@ -76,7 +76,7 @@ fn panic_and_await_gives_the_payload() {
     let error = rt.block_on(task).unwrap_err();
     assert!(error.is_panic() && !error.is_cancelled() && error.id() == id);
     assert_eq!(*error.into_panic().downcast::<Payload>().unwrap(), Payload(7));
-    let text = rt.block_on(rt.spawn(async { panic!("number {}", 5) })).map(|()| ()).unwrap_err();
+    let text = rt.block_on(rt.spawn(async { panic!("number {}", 5) })).unwrap_err();
     assert!(text.to_string().ends_with("panicked: number 5"), "{text}");
     assert_eq!(rt.block_on(rt.spawn(async { 1 })).unwrap(), 1, "the worker lives");
 }
@@ -95,7 +95,7 @@ fn abort_while_queued() {
     assert!(!task.is_finished(), "it has a future still");
     assert_eq!(dropped.try_recv(), Err(mpsc::TryRecvError::Empty), "dropped inside abort");
     drop(release);
-    let error: gopark::JoinError = rt.block_on(task).map(|()| ()).unwrap_err();
+    let error: gopark::JoinError = rt.block_on(task).unwrap_err();
     assert!(error.is_cancelled() && !error.is_panic());
     assert!(error.try_into_panic().is_err());
     dropped_inside(&dropped);
@@ -184,7 +184,7 @@ fn abort_of_itself() {
         panic!("polled again");
     });
     tx.send(task.abort_handle()).unwrap();
-    assert!(rt.block_on(task).map(|()| ()).unwrap_err().is_cancelled());
+    assert!(rt.block_on(task).unwrap_err().is_cancelled());
 }
 
 #[test]
@@ -392,7 +392,7 @@ fn drop_that_calls_the_runtime() {
             drop(other);
             let task = gopark::spawn(async {});
             task.abort();
-            let _ = gopark::spawn_blocking(|| {});
+            drop(gopark::spawn_blocking(|| {}));
             let mut sleep = gopark::time::sleep(std::time::Duration::from_secs(3600));
             let _ = Pin::new(&mut sleep).poll(&mut Context::from_waker(Waker::noop()));
             self.count.fetch_add(1, SeqCst);

@@ -45,7 +45,7 @@ fn quiet() -> Builder {
 fn panic_in_poll_and_in_drops() {
     let _watchdog = watchdog(60);
     let rt = quiet().build().unwrap();
-    let error = rt.block_on(rt.spawn(async { panic!("in the poll") })).map(|()| ()).unwrap_err();
+    let error = rt.block_on(rt.spawn(async { panic!("in the poll") })).unwrap_err();
     assert!(error.is_panic());
     lives(&rt);
 
@@ -171,7 +171,7 @@ fn unjoined_panic_and_the_hook() {
         .build()
         .unwrap();
     let joined = rt.spawn(async { panic!("joined") });
-    assert!(rt.block_on(joined).map(|()| ()).unwrap_err().is_panic());
+    assert!(rt.block_on(joined).unwrap_err().is_panic());
     let (line, task) = (line!(), rt.spawn(async { panic!("unjoined") }));
     let id = task.id();
     drop(task);
@@ -213,12 +213,12 @@ fn panic_in_a_blocking_closure() {
     let rt = quiet().build().unwrap();
     for _ in 0..50 {
         let task = rt.spawn_blocking(|| panic!("in a closure"));
-        assert!(rt.block_on(task).map(|()| ()).unwrap_err().is_panic());
+        assert!(rt.block_on(task).unwrap_err().is_panic());
         drop(rt.spawn_blocking(|| panic_any(Bomb)));
     }
     lives(&rt);
     let task = rt.spawn(async { gopark::block_in_place(|| panic!("in place")) });
-    assert!(rt.block_on(task).map(|()| ()).unwrap_err().is_panic());
+    assert!(rt.block_on(task).unwrap_err().is_panic());
     lives(&rt);
 }
 
@@ -234,6 +234,6 @@ fn panic_through_block_on_and_run() {
     lives(&rt);
     // Inside a task the panic is the task's, and the worker has its P again.
     let task = rt.spawn(async { gopark::block_on(async { panic!("nested") }) });
-    assert!(rt.block_on(task).map(|()| ()).unwrap_err().is_panic());
+    assert!(rt.block_on(task).unwrap_err().is_panic());
     lives(&rt);
 }

@@ -6,7 +6,6 @@ mod support;
 use futures::task::AtomicWaker;
 use gopark::net::{TcpListener, TcpStream};
 use gopark::{Builder, Handle, Runtime};
-use std::collections::HashSet;
 use std::future::poll_fn;
 use std::io::{Read, Write};
 use std::pin::Pin;
@@ -238,8 +237,10 @@ fn work_is_taken_by_the_second_worker() {
                     .collect();
                 futures::future::join_all(tasks).await
             };
-            let threads: HashSet<_> = rt.run(tasks).into_iter().map(Result::unwrap).collect();
-            if threads.len() == 2 {
+            let threads: Vec<_> = rt.run(tasks).into_iter().map(Result::unwrap).collect();
+            let by_first = threads.iter().filter(|&thread| thread == &threads[0]).count();
+            // Not just the one that sat in the run-next slot.
+            if by_first.min(n - by_first) >= n / 10 {
                 break;
             }
         }

@@ -74,7 +74,7 @@ fn drop_of_the_runtime_drops_every_task() {
         drop(rt);
         assert_eq!(drops.load(SeqCst), n);
         for handle in handles {
-            let error: gopark::JoinError = futures::executor::block_on(handle).map(|()| ()).unwrap_err();
+            let error: gopark::JoinError = futures::executor::block_on(handle).unwrap_err();
             assert!(error.is_cancelled());
         }
     }
@@ -198,7 +198,7 @@ fn wakers_and_handles_outlive_the_runtime() {
     assert!(task.is_finished());
     let _ = format!("{handle:?} {task:?} {abort:?}");
     thread::spawn(move || {
-        waker.clone().wake();
+        waker.wake_by_ref();
         drop((waker, abort, handle));
     })
     .join()
