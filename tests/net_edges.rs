@@ -118,12 +118,8 @@ fn hangup_alone_and_readable() {
 fn reset_and_both_directions() {
     let _dog = watchdog(20);
     runtime(1).run(async {
-        let pulse = Pulse::new().await;
         let (stream, peer) = std_pair().await;
-        while stream.try_write(&[0; 50_000]).is_ok() || {
-            pulse.beat().await;
-            !is_pending(&mut Box::pin(stream.writable())).await
-        } {}
+        fill(&stream).await;
         let (mut readable, mut writable) = (Box::pin(stream.readable()), Box::pin(stream.writable()));
         assert!(is_pending(&mut readable).await && is_pending(&mut writable).await);
         SockRef::from(&peer).set_linger(Some(Duration::ZERO)).unwrap();
@@ -214,18 +210,7 @@ fn read_edge_and_full_writes() {
     runtime(1).run(async {
         let pulse = Pulse::new().await;
         let (stream, mut peer) = std_pair().await;
-        let mut filled = 0;
-        loop {
-            match stream.try_write(&[0; 50_000]) {
-                Ok(n) => filled += n,
-                Err(_) => {
-                    pulse.beat().await;
-                    if is_pending(&mut Box::pin(stream.writable())).await {
-                        break;
-                    }
-                }
-            }
-        }
+        let filled = fill(&stream).await;
         let mut writable = Box::pin(stream.writable());
         let mut buf = [0; 8];
         for _ in 0..10 {
@@ -253,18 +238,7 @@ fn write_edge_and_drained_reads() {
             let mut read = Box::pin(stream.read(&mut buf));
             assert!(is_pending(&mut read).await);
             let mut readable = Box::pin(stream.readable());
-            let mut filled = 0;
-            loop {
-                match stream.try_write(&[0; 50_000]) {
-                    Ok(n) => filled += n,
-                    Err(_) => {
-                        pulse.beat().await;
-                        if is_pending(&mut Box::pin(stream.writable())).await {
-                            break;
-                        }
-                    }
-                }
-            }
+            let filled = fill(&stream).await;
             assert!(is_pending(&mut readable).await);
             peer.read_exact(&mut vec![0; filled]).unwrap();
             stream.writable().await.unwrap();

@@ -205,6 +205,25 @@ fn two_runtimes() {
     }
 }
 
+/// Whoever harvests its edge, a task runs on its own runtime's threads.
+#[test]
+fn tasks_stay_at_home() {
+    let _dog = watchdog(30);
+    let named = |name: &str| gopark::Builder::new().workers(1).thread_name(name).build().unwrap();
+    let (one, two) = (named("one"), named("two"));
+    let (a, b) = one.block_on(pair());
+    let at_home = |stream: TcpStream, first, name: &'static str| async move {
+        let mut talk = Box::pin(ping_pong(&stream, 200, first));
+        std::future::poll_fn(|cx| {
+            assert_eq!(std::thread::current().name(), Some(name));
+            talk.as_mut().poll(cx)
+        })
+        .await;
+    };
+    let (x, y) = (one.spawn(at_home(a, true, "one")), two.spawn(at_home(b, false, "two")));
+    futures::executor::block_on(join_all([x, y])).into_iter().for_each(Result::unwrap);
+}
+
 /// A task waits on a socket of a runtime that is fast asleep, and its own is too: the wake goes from one to the other.
 #[test]
 fn wake_between_idle_runtimes() {
@@ -236,6 +255,7 @@ fn shutdown_and_waiters() {
         let listener = Arc::new(doomed.block_on(TcpListener::bind(ANY)).unwrap());
         // A write that is stuck, and a write_all behind its lock.
         let full = Arc::new(doomed.block_on(pair()));
+        doomed.block_on(fill(&full.0));
         let armed = Arc::new(AtomicUsize::new(0));
         type Op = Pin<Box<dyn Future<Output = io::Error> + Send>>;
         let ops = || -> Vec<Op> {

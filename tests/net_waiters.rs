@@ -80,22 +80,6 @@ fn many_observers_and_one_edge() {
     });
 }
 
-/// Fills a connection until the kernel takes no more, and nothing is under way; returns how much it took.
-async fn fill(stream: &TcpStream) -> usize {
-    let (pulse, chunk, mut total) = (Pulse::new().await, [b'f'; 20_000], 0);
-    loop {
-        match stream.try_write(&chunk) {
-            Ok(n) => total += n,
-            Err(_) => {
-                pulse.beat().await;
-                if is_pending(&mut Box::pin(stream.writable())).await {
-                    return total;
-                }
-            }
-        }
-    }
-}
-
 /// Trap P21, the other direction; and readers wait beside the writers.
 #[test]
 fn many_writers_and_one_edge() {

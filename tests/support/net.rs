@@ -195,6 +195,22 @@ impl Pulse {
     }
 }
 
+/// Fills a connection until the kernel takes no more, and nothing is under way; returns how much it took.
+pub async fn fill(stream: &TcpStream) -> usize {
+    let (pulse, chunk, mut total) = (Pulse::new().await, [b'f'; 20_000], 0);
+    loop {
+        match stream.try_write(&chunk) {
+            Ok(n) => total += n,
+            Err(_) => {
+                pulse.beat().await;
+                if is_pending(&mut Box::pin(stream.writable())).await {
+                    return total;
+                }
+            }
+        }
+    }
+}
+
 /// How many descriptors the process has open.
 pub fn open_fds() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
