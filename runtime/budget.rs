@@ -5,23 +5,26 @@ use std::cell::Cell;
 use std::task::{Context, Poll};
 
 /// Operations that one poll may make before it must let others run: some hundred microseconds of system calls.
-const UNITS: u32 = 128;
+const UNITS: i32 = 128;
+/// After so many refusals in one poll somebody else's executor blocks the worker from within the task, and asks again
+/// and again: only more budget lets it come to its end (trap S9).
+const REFUSALS: i32 = 1024;
 
 thread_local! {
     /// What the current poll has left. `None` outside a worker's poll: nobody waits behind it there.
-    static LEFT: Cell<Option<u32>> = const { Cell::new(None) };
+    static LEFT: Cell<Option<i32>> = const { Cell::new(None) };
 }
 
 /// Runs one poll with a fresh budget. True: it used up all of it.
 pub(crate) fn with_budget(poll: impl FnOnce()) -> bool {
     LEFT.set(Some(UNITS));
     poll();
-    LEFT.take() == Some(0)
+    LEFT.take().is_some_and(|left| left <= 0)
 }
 
 /// Sets the budget aside: for a `block_on` or a closure that blocks inside a poll.
 pub(crate) fn without_budget() -> impl Drop {
-    struct Restore(Option<u32>);
+    struct Restore(Option<i32>);
     impl Drop for Restore {
         fn drop(&mut self) {
             LEFT.set(self.0);
@@ -35,7 +38,8 @@ pub(crate) fn without_budget() -> impl Drop {
 pub(crate) fn poll_take(cx: &mut Context<'_>) -> Poll<()> {
     match LEFT.get() {
         None => Poll::Ready(()),
-        Some(0) => {
+        Some(n @ ..=0) => {
+            LEFT.set(Some(if n > -REFUSALS { n - 1 } else { UNITS }));
             cx.waker().wake_by_ref();
             Poll::Pending
         }

@@ -47,6 +47,19 @@ fn futures_block_on() {
     there.join().unwrap();
 }
 
+/// Trap S9: another's executor blocks a worker from within a task, and makes more operations in that one poll than the
+/// cooperative budget has. Nobody gives it a new one; it must get on all the same.
+#[test]
+fn futures_block_on_in_a_task() {
+    let _dog = watchdog(30);
+    let runtime = runtime(2);
+    let (a, b) = runtime.block_on(pair());
+    let there = runtime.spawn(async move { ping_pong(&b, 500, false).await });
+    let here = runtime.spawn(async move { futures::executor::block_on(ping_pong(&a, 500, true)) });
+    runtime.block_on(here).unwrap();
+    runtime.block_on(there).unwrap();
+}
+
 /// Trap S9: a local executor whose futures are not Send, with several of them on one connection.
 #[test]
 fn futures_local_pool() {
