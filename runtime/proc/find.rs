@@ -31,7 +31,7 @@ pub(super) struct Check {
     since: Cell<Option<(u32, u64)>>,
     /// When this M last asked the network, or had nothing else to do.
     polled: Cell<u64>,
-    /// Nanoseconds that a task took, on average, in the last stretch.
+    /// Nanoseconds that a task takes, by the last stretches.
     cost: Cell<u64>,
 }
 
@@ -62,7 +62,10 @@ impl Check {
     fn end(&self, tick: u32, now: impl FnOnce() -> u64) {
         if let Some((first, since)) = self.since.take() {
             if tick != first {
-                self.cost.set(now().saturating_sub(since) / u64::from(tick.wrapping_sub(first)));
+                let sample = now().saturating_sub(since) / u64::from(tick.wrapping_sub(first));
+                let cost = self.cost.get();
+                // Slowly up, quickly down: when another process takes the CPU for a while, the tasks did not cost that.
+                self.cost.set(if sample > cost { cost + (sample - cost) / 8 } else { (cost + sample) / 2 });
             }
         }
         let ticks = (CHECK_NS / self.cost.get().max(1)).clamp(1, CHECK_TICKS.into());
