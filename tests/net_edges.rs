@@ -528,14 +528,13 @@ fn dup(stream: &TcpStream) -> std::net::TcpStream {
     SockRef::from(stream).try_clone().unwrap().into()
 }
 
-/// Traps P4 and P24: a worker that is busy polls without blocking, another one sleeps in the poll; a spawn from outside
-/// must reach the sleeper every time, whoever harvests the break.
+/// Trap P24: one worker is busy and does not get to it; a spawn from outside breaks the wait of the other, every time.
 #[test]
-fn breaks_and_polls_that_do_not_block() {
+fn spawns_and_a_sleeping_worker() {
     let _dog = watchdog(60);
     let runtime = runtime(2);
     let (stop, free) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(true)));
-    // Polls between tasks as often as it can, and stands still while the other worker has something to do.
+    // Goes idle and polls all the time, and stands still while the other worker has something to do.
     let busy = runtime.spawn({
         let (stop, free) = (stop.clone(), free.clone());
         async move {

@@ -427,10 +427,13 @@ fn distinct_wakers_and_one_edge() {
     let mut buf = [0; 4];
     let mut read = Box::pin(stream.peek(&mut buf));
     assert!(poll(&mut read, &op_waker).is_pending());
+    let (behind, behind_waker) = Count::new();
+    assert!(poll_read(&behind_waker).is_pending());
     peer.write_all(b"abc").unwrap();
     for (count, _) in &wakers {
         count.wait(1);
     }
+    behind.wait(1);
     op.wait(1);
     assert!(matches!(poll(&mut read, &op_waker), Poll::Ready(Ok(3))));
     assert!(matches!(poll_read(&wakers[0].1), Poll::Ready(Ok(3))));

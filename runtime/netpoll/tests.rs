@@ -1,7 +1,7 @@
 //! The netpoller by itself, where a trap cannot be reached through a socket: without a scheduler, polled by hand.
 
 use super::epoll::{Event, Wait};
-use super::slot::{Begin, Shut, Start, Waiter};
+use super::slot::{Begin, Shut, Slot, Start, Waiter};
 use super::*;
 use crate::runtime::sys;
 use std::fs::File;
@@ -39,12 +39,25 @@ impl Wake for Count {
 }
 
 /// Puts a waiter into a slot; says how often it was woken.
-fn wait_in(slot: &slot::Slot) -> Arc<Count> {
+fn wait_as(slot: &Slot, waiter: Waiter<'_>) -> Arc<Count> {
     let count = Arc::new(Count(AtomicU32::new(0)));
     let mut list = WakeList::default();
-    assert!(slot.arm(Waiter::Op(&mut 0), &Waker::from(count.clone()), false, &mut list));
+    assert!(slot.arm(waiter, &Waker::from(count.clone()), false, &mut list));
     list.deliver();
     count
+}
+
+fn wait_in(slot: &Slot) -> Arc<Count> {
+    wait_as(slot, Waiter::Op(&mut 0))
+}
+
+/// Does something to a slot, and wakes whom it chose; nobody looks at the batons.
+fn serve<R>(f: impl FnOnce(&mut WakeList) -> R) -> R {
+    let mut list = WakeList::default();
+    let result = f(&mut list);
+    list.take_batons();
+    list.deliver();
+    result
 }
 
 fn woken(count: &Count) -> u32 {
@@ -284,6 +297,99 @@ fn directions_apart() {
     harvest(&netpoll);
     assert_eq!(desc.read.ready(), Ok(true));
     list.deliver();
+    netpoll.close(a.as_fd(), token);
+}
+
+/// Trap P22: who was chosen is dropped before it tried; its turn is the next one's at once, without the help of a baton.
+#[test]
+fn chosen_then_dropped() {
+    let netpoll = Netpoll::new().unwrap();
+    let (a, _b) = pair();
+    let token = netpoll.open(a.as_fd(), Start::Nil, Start::Nil).unwrap().unwrap();
+    let slot = &netpoll.desc(token).read;
+    let mut tickets = [0; 3];
+    let counts: Vec<_> = tickets.iter_mut().map(|ticket| wait_as(slot, Waiter::Op(ticket))).collect();
+    serve(|list| slot.edge(token.fdseq, false, list));
+    for i in 0..3 {
+        let woken: Vec<_> = counts.iter().map(|count| woken(count)).collect();
+        assert!((0..3).all(|j| woken[j] == u32::from(j <= i)), "{i}: {woken:?}");
+        serve(|list| slot.leave(tickets[i], true, list));
+    }
+    // One that waits and is dropped has no turn to give.
+    assert_eq!(slot.begin(), Begin::Go { cut: false });
+    let mut ticket = 0;
+    let (_gone, stays) = (wait_as(slot, Waiter::Op(&mut ticket)), wait_in(slot));
+    serve(|list| slot.leave(ticket, true, list));
+    assert_eq!(woken(&stays), 0);
+    netpoll.close(a.as_fd(), token);
+}
+
+/// Trap P21: who was chosen and leaves something makes it the next one's turn; who drains the kernel does not.
+#[test]
+fn chosen_and_something_left() {
+    let netpoll = Netpoll::new().unwrap();
+    let (a, _b) = pair();
+    let token = netpoll.open(a.as_fd(), Start::Nil, Start::Nil).unwrap().unwrap();
+    let slot = &netpoll.desc(token).read;
+    let counts: Vec<_> = (0..4).map(|_| wait_in(slot)).collect();
+    let woken = || counts.iter().map(|count| woken(count)).collect::<Vec<_>>();
+    serve(|list| slot.edge(token.fdseq, false, list));
+    assert_eq!(woken(), [1, 0, 0, 0]);
+    for next in 1..3 {
+        assert_eq!(slot.begin(), Begin::Go { cut: false });
+        if !slot.finish() {
+            serve(|list| slot.hand_on(list));
+        }
+        assert_eq!(woken()[next], 1);
+    }
+    assert_eq!(slot.begin(), Begin::Go { cut: false });
+    assert_eq!(slot.begin(), Begin::Nil);
+    assert_eq!(woken(), [1, 1, 1, 0]);
+    netpoll.close(a.as_fd(), token);
+}
+
+/// Trap P21: `poll_*` wakers are all woken by one edge, wherever they stand among the operations, of which one is.
+#[test]
+fn poll_wakers_and_operations() {
+    let netpoll = Netpoll::new().unwrap();
+    let (a, _b) = pair();
+    let token = netpoll.open(a.as_fd(), Start::Nil, Start::Nil).unwrap().unwrap();
+    let slot = &netpoll.desc(token).read;
+    let counts: Vec<_> = (0..6).map(|i| if i % 2 == 0 { wait_as(slot, Waiter::Poll) } else { wait_in(slot) }).collect();
+    serve(|list| slot.edge(token.fdseq, false, list));
+    let woken = |counts: &[Arc<Count>]| counts.iter().map(|count| woken(count)).collect::<Vec<_>>();
+    assert_eq!(woken(&counts), [1, 1, 1, 0, 1, 0]);
+    netpoll.close(a.as_fd(), token);
+}
+
+/// Trap P23: an edge whose turn was taken by one that does nothing leaves a baton, which finds the next, to the last.
+#[test]
+fn chosen_and_forgotten() {
+    let netpoll = Netpoll::new().unwrap();
+    let (a, _b) = pair();
+    let token = netpoll.open(a.as_fd(), Start::Nil, Start::Nil).unwrap().unwrap();
+    let slot = &netpoll.desc(token).read;
+    let counts: Vec<_> = (0..4).map(|_| wait_in(slot)).collect();
+    let mut list = WakeList::default();
+    slot.edge(token.fdseq, false, &mut list);
+    netpoll.keep_batons(&mut list);
+    list.deliver();
+    for i in 1..4 {
+        assert!(netpoll.has_batons());
+        netpoll.pass_batons(&mut list);
+        list.deliver();
+        assert_eq!(woken(&counts[i]), 1);
+    }
+    assert!(!netpoll.has_batons());
+    // Nor does a baton wake anybody where nothing is left.
+    assert_eq!(slot.begin(), Begin::Go { cut: false });
+    let (_first, second) = (wait_in(slot), wait_in(slot));
+    slot.edge(token.fdseq, false, &mut list);
+    assert_eq!(slot.begin(), Begin::Go { cut: false });
+    netpoll.keep_batons(&mut list);
+    netpoll.pass_batons(&mut list);
+    list.deliver();
+    assert_eq!(woken(&second), 0);
     netpoll.close(a.as_fd(), token);
 }
 
