@@ -698,11 +698,30 @@ fn beside(on: On, what: fn(&TcpStream)) {
         let (count, counted) = Count::new();
         let mut behind = Box::pin(stream.readable());
         let _ = poll(&mut behind, &counted);
-        peer.write_all(b"x").unwrap();
+        // The waker's code may take some of it.
+        let stop = Arc::new(AtomicBool::new(false));
+        let writer = std::thread::spawn({
+            let stop = stop.clone();
+            move || {
+                while !stop.load(Ordering::Relaxed) {
+                    // It may have been closed.
+                    let _ = peer.write_all(b"x");
+                    std::thread::yield_now();
+                }
+            }
+        });
         other_peer.write_all(b"hello").unwrap();
         assert_eq!(&runtime.block_on(elsewhere).unwrap(), b"hello");
         let _ = runtime.block_on(task).unwrap();
-        count.wait(usize::from(poll(&mut behind, &counted).is_pending()));
+        loop {
+            let wakes = count.wakes();
+            if poll(&mut behind, &counted).is_ready() {
+                break;
+            }
+            count.wait(wakes + 1);
+        }
+        stop.store(true, Ordering::Relaxed);
+        writer.join().unwrap();
         drop(waker);
     }
 }
@@ -762,20 +781,52 @@ fn waker_that_panics_when_cloned() {
 #[test]
 fn waker_that_calls_back() {
     let _dog = watchdog(20);
-    let call = |stream: &TcpStream| {
-        let _ = stream.try_write(b"from a waker");
-        let mut reader = stream;
-        let _ = Pin::new(&mut reader).poll_read(&mut Context::from_waker(&noop()), &mut []);
-        let mut readable = Box::pin(stream.readable());
-        let _ = poll(&mut readable, &noop());
-        let _ = stream.writable().now_or_never();
-    };
-    beside(On::Wake, call);
-    beside(On::Drop, call);
-    beside(On::Clone, call);
+    beside(On::Wake, call_back);
+    beside(On::Clone, call_back);
 }
 
-/// Trap S18: a waker's code spawns, blocks, and closes the socket.
+/// Reads what there is, and waits for more; writes.
+fn call_back(stream: &TcpStream) {
+    let _ = stream.try_write(b"from a waker");
+    let _ = stream.writable().now_or_never();
+    let mut reader = stream;
+    while Pin::new(&mut reader).poll_read(&mut Context::from_waker(&noop()), &mut [0; 64]).is_ready() {}
+    let mut readable = Box::pin(stream.readable());
+    let _ = poll(&mut readable, &noop());
+}
+
+/// Trap S18: the same when a waker is dropped because another takes its place, or because its operation is dropped.
+#[test]
+fn waker_that_calls_back_when_dropped() {
+    let _dog = watchdog(20);
+    let runtime = runtime(1);
+    let (stream, _peer) = runtime.block_on(std_pair());
+    let stream = Arc::new(stream);
+    let calls = Arc::new(AtomicUsize::new(0));
+    let hook = || {
+        let (stream, calls) = (stream.clone(), calls.clone());
+        Hook::waker(move |on| {
+            if on == On::Drop {
+                call_back(&stream);
+                calls.fetch_add(1, Ordering::Relaxed);
+            }
+        })
+    };
+    let (mut a, mut b) = (Box::pin(stream.readable()), Box::pin(stream.readable()));
+    for read in [&mut a, &mut b] {
+        assert!(poll(read, &hook()).is_pending());
+        // The slot holds a clone of it.
+        let before = calls.load(Ordering::Relaxed);
+        assert!(poll(read, &noop()).is_pending());
+        assert_eq!(calls.load(Ordering::Relaxed), before + 1);
+        assert!(poll(read, &hook()).is_pending());
+    }
+    let before = calls.load(Ordering::Relaxed);
+    drop(b);
+    assert_eq!(calls.load(Ordering::Relaxed), before + 1);
+}
+
+/// Trap S18: a waker's code closes the socket.
 #[test]
 fn waker_that_closes() {
     let _dog = watchdog(20);

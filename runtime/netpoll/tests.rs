@@ -5,8 +5,8 @@ use super::slot::{Begin, Shut, Slot, Start, Waiter};
 use super::*;
 use crate::runtime::sys;
 use std::fs::File;
-use std::io::{PipeReader, PipeWriter, Write, pipe};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::Write;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
@@ -221,10 +221,14 @@ fn registered_twice() {
     netpoll.close(a.as_fd(), token);
 }
 
-fn nonblocking(fd: impl Into<OwnedFd>) -> OwnedFd {
-    let socket = socket2::Socket::from(fd.into());
-    socket.set_nonblocking(true).unwrap();
-    socket.into()
+/// pipe2(2), not blocking: what is read from, what is written to.
+fn pipe() -> (OwnedFd, File) {
+    let mut fds = [-1; 2];
+    // SAFETY: room for two numbers; they are new, and nobody else has seen them.
+    unsafe {
+        assert_eq!(libc::pipe2(fds.as_mut_ptr(), libc::O_NONBLOCK | libc::O_CLOEXEC), 0);
+        (OwnedFd::from_raw_fd(fds[0]), File::from_raw_fd(fds[1]))
+    }
 }
 
 /// Trap P15: the last writer of a pipe is gone: EPOLLHUP without EPOLLIN. Its last reader is gone while it is full:
@@ -232,8 +236,7 @@ fn nonblocking(fd: impl Into<OwnedFd>) -> OwnedFd {
 #[test]
 fn hangup_and_error_alone() {
     let netpoll = Netpoll::new().unwrap();
-    let (reader, writer): (PipeReader, PipeWriter) = pipe().unwrap();
-    let reader = nonblocking(reader);
+    let (reader, writer) = pipe();
     let token = netpoll.open(reader.as_fd(), Start::Nil, Start::Nil).unwrap().unwrap();
     let (read, write) = (wait_in(&netpoll.desc(token).read), wait_in(&netpoll.desc(token).write));
     harvest(&netpoll);
@@ -243,8 +246,7 @@ fn hangup_and_error_alone() {
     assert_eq!((woken(&read), woken(&write)), (1, 1));
     netpoll.close(reader.as_fd(), token);
 
-    let (reader, writer) = pipe().unwrap();
-    let mut file = File::from(nonblocking(writer));
+    let (reader, mut file) = pipe();
     while file.write(&[0; 4096]).is_ok() {}
     let token = netpoll.open(file.as_fd(), Start::Nil, Start::Nil).unwrap().unwrap();
     let (read, write) = (wait_in(&netpoll.desc(token).read), wait_in(&netpoll.desc(token).write));
@@ -310,10 +312,10 @@ fn chosen_then_dropped() {
     let mut tickets = [0; 3];
     let counts: Vec<_> = tickets.iter_mut().map(|ticket| wait_as(slot, Waiter::Op(ticket))).collect();
     serve(|list| slot.edge(token.fdseq, false, list));
-    for i in 0..3 {
+    for (i, ticket) in tickets.into_iter().enumerate() {
         let woken: Vec<_> = counts.iter().map(|count| woken(count)).collect();
         assert!((0..3).all(|j| woken[j] == u32::from(j <= i)), "{i}: {woken:?}");
-        serve(|list| slot.leave(tickets[i], true, list));
+        serve(|list| slot.leave(ticket, true, list));
     }
     // One that waits and is dropped has no turn to give.
     assert_eq!(slot.begin(), Begin::Go { cut: false });
@@ -374,11 +376,11 @@ fn chosen_and_forgotten() {
     slot.edge(token.fdseq, false, &mut list);
     netpoll.keep_batons(&mut list);
     list.deliver();
-    for i in 1..4 {
+    for count in &counts[1..] {
         assert!(netpoll.has_batons());
         netpoll.pass_batons(&mut list);
         list.deliver();
-        assert_eq!(woken(&counts[i]), 1);
+        assert_eq!(woken(count), 1);
     }
     assert!(!netpoll.has_batons());
     // Nor does a baton wake anybody where nothing is left.
