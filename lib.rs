@@ -36,6 +36,9 @@
 //! 6. `runtime/sysmon.rs`, `runtime/blocking.rs`, `runtime/time.rs`, `runtime/runtime.rs`: what is built on it.
 //! 7. `net/fd.rs`, then the sockets.
 
+// The models build the rooms that have models, and little of it is used from outside them.
+#![cfg_attr(gopark_loom, allow(dead_code, unused_imports, unreachable_pub))]
+
 #[cfg(not(target_os = "linux"))]
 compile_error!(
     "gopark is made for Linux: it stands on epoll, eventfd and futex. On other systems, use another runtime."

@@ -182,7 +182,7 @@ impl Idle {
         };
         Some(if let Some(m) = lists.ms.pop() {
             Wakeup::Unpark(m, p)
-        } else if let Some(poller) = lists.poller.as_mut().filter(|poller| poller.given.is_none()) {
+        } else if let Some(poller) = lists.poller.as_mut().filter(|poller| poller.is_free()) {
             poller.given = Some(p);
             Wakeup::Break
         } else {
@@ -223,8 +223,10 @@ impl Idle {
     /// finds (rule 2).
     pub(crate) fn stop_spinning(&self) -> bool {
         let last = self.word.fetch_sub(SPINNING, Ordering::Relaxed) & SPINNING_MASK == SPINNING;
-        // Pairs with the fence in `wake`.
-        fence(Ordering::SeqCst);
+        if !cfg!(gopark_mutant = "idle_stop_no_fence") {
+            // Pairs with the fence in `wake`.
+            fence(Ordering::SeqCst);
+        }
         last
     }
 
@@ -268,6 +270,12 @@ impl Idle {
     }
 }
 
+impl Poller {
+    fn is_free(&self) -> bool {
+        self.given.is_none() || cfg!(gopark_mutant = "idle_wake_given_twice")
+    }
+}
+
 impl Lists {
     fn rest(&mut self, m: MId) -> Role {
         if self.stopping {
@@ -281,3 +289,6 @@ impl Lists {
         }
     }
 }
+
+#[cfg(all(test, gopark_loom))]
+mod models;

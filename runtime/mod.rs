@@ -5,7 +5,14 @@ pub(crate) mod blocking;
 #[cfg(not(gopark_loom))]
 pub(crate) mod budget;
 pub(crate) mod idle;
+#[cfg(not(gopark_loom))]
 pub(crate) mod netpoll;
+/// The rooms of the netpoller that need no kernel.
+#[cfg(gopark_loom)]
+pub(crate) mod netpoll {
+    mod brk;
+    pub(crate) mod slot;
+}
 pub(crate) mod park;
 #[cfg(not(gopark_loom))]
 pub(crate) mod poll_gate;

@@ -213,3 +213,209 @@ impl Global {
         self.len.load(Ordering::Relaxed)
     }
 }
+
+#[cfg(all(test, not(gopark_loom)))]
+mod tests {
+    use super::super::task::rig::Rig;
+    use super::super::task::{JoinHandle, Ran, TaskId};
+    use super::*;
+    use std::future::ready;
+    use std::sync::Arc;
+
+    struct Rigged {
+        rig: Arc<Rig>,
+        joins: Vec<JoinHandle<()>>,
+        ran: Vec<TaskId>,
+        local: Local,
+        remote: Remote,
+        global: Global,
+    }
+
+    impl Rigged {
+        fn new() -> Rigged {
+            let (local, remote) = local();
+            Rigged { rig: Rig::new(), joins: Vec::new(), ran: Vec::new(), local, remote, global: Global::new() }
+        }
+
+        fn make(&mut self) -> G {
+            let (g, join) = self.rig.make(ready(()));
+            self.joins.push(join);
+            g.unwrap()
+        }
+
+        fn push(&mut self, n: usize) {
+            for _ in 0..n {
+                let g = self.make();
+                self.local.push(g, &self.global);
+            }
+        }
+
+        fn run(&mut self, g: G) {
+            self.ran.push(g.info().id());
+            assert!(matches!(g.run(), Ran::Done));
+        }
+
+        fn run_local(&mut self) {
+            while let Some(g) = self.local.pop(&self.global) {
+                self.run(g);
+            }
+        }
+
+        /// All tasks ran, in the order in which they were made.
+        fn end(self) {
+            let made: Vec<_> = self.joins.iter().map(JoinHandle::id).collect();
+            assert_eq!(self.ran, made);
+            assert!(self.local.len() == 0 && self.remote.is_empty() && self.global.is_empty());
+            drop(self.joins);
+            self.rig.end();
+        }
+    }
+
+    /// What is spilled does not wait behind newcomers, nor they behind what was there first.
+    #[test]
+    fn spill_and_pop_and_spill_again() {
+        let mut q = Rigged::new();
+        q.push(LOCAL + 100);
+        assert_eq!((q.local.len(), q.global.len()), (LOCAL, 100));
+        for _ in 0..HALF {
+            let g = q.local.pop(&q.global).unwrap();
+            q.run(g);
+            q.push(1);
+        }
+        // Newcomers went behind what had been spilled.
+        assert_eq!((q.local.len(), q.global.len()), (HALF, 100 + HALF));
+        let g = q.local.pop(&q.global).unwrap();
+        q.run(g);
+        assert_eq!((q.local.len(), q.global.len()), (2 * HALF - 1, 100));
+        q.push(1);
+        assert_eq!(q.global.len(), 101, "it spills until nothing is left there");
+        q.run_local();
+        q.push(1);
+        assert_eq!((q.local.len(), q.global.len()), (1, 0));
+        q.run_local();
+        q.end();
+    }
+
+    #[test]
+    fn refill_and_pop() {
+        let mut q = Rigged::new();
+        for _ in 0..10 {
+            let g = q.make();
+            q.global.push(g);
+        }
+        q.local.refill(&q.global, 4);
+        assert_eq!((q.local.len(), q.global.len()), (4, 6));
+        q.run_local();
+        q.local.refill(&q.global, 100);
+        q.run_local();
+        q.local.refill(&q.global, 1);
+        assert!(q.local.pop(&q.global).is_none() && q.global.pop().is_none());
+        q.end();
+    }
+
+    /// Trap S3: nothing stays where its thread no longer looks; and in what order it goes to the global queue.
+    #[test]
+    fn drain_and_push_front() {
+        let mut q = Rigged::new();
+        let [due, next] = [q.make(), q.make()];
+        q.push(LOCAL + 3);
+        q.local.push_due(due);
+        assert!(q.remote.set_next(next).is_none());
+        let all = q.local.drain(&q.remote);
+        assert_eq!((all.len(), q.local.len(), q.remote.is_empty()), (LOCAL + 2, 0, true));
+        // Before what was spilled.
+        q.global.push_front(all);
+        let last = q.make();
+        q.local.push(last, &q.global);
+        assert_eq!((q.local.len(), q.global.len()), (1, LOCAL + 5), "after a drain it does not spill");
+        let last = q.local.pop(&q.global).unwrap();
+        while let Some(g) = q.global.pop() {
+            q.run(g);
+        }
+        q.run(last);
+        q.end();
+    }
+
+    #[test]
+    fn steal_takes_the_older_half() {
+        let mut q = Rigged::new();
+        let (thief, _) = local();
+        q.push(10);
+        let due = q.make();
+        q.local.push_due(due);
+        let late = thief.steal(&q.remote).unwrap();
+        assert_eq!((thief.len(), q.local.len()), (0, 10), "what is due goes first");
+        let first = thief.steal(&q.remote).unwrap();
+        assert_eq!((thief.len(), q.local.len()), (4, 5));
+        q.run(first);
+        while let Some(g) = thief.pop(&q.global) {
+            q.run(g);
+        }
+        q.run_local();
+        q.run(late);
+        assert!(thief.steal(&q.remote).is_none());
+        q.end();
+    }
+
+    #[test]
+    fn next_is_driven_out_and_taken() {
+        let mut q = Rigged::new();
+        let [first, second] = [q.make(), q.make()];
+        assert!(q.remote.is_empty() && q.remote.take_next().is_none());
+        assert!(q.remote.set_next(first).is_none());
+        assert!(!q.remote.is_empty());
+        let first = q.remote.set_next(second).unwrap();
+        q.run(first);
+        let second = q.remote.take_next().unwrap();
+        q.run(second);
+        assert!(q.remote.take_next().is_none());
+        q.end();
+    }
+
+    /// Each task is run once, whoever gets it.
+    #[test]
+    fn push_and_pop_while_two_steal() {
+        const TASKS: usize = if cfg!(miri) { 60 } else { 20_000 };
+        let mut q = Rigged::new();
+        let done = AtomicUsize::new(0);
+        let gs: Vec<_> = (0..TASKS).map(|_| q.make()).collect();
+        let Rigged { rig, joins, local: owner, remote, global, .. } = q;
+        let run = |g: G| {
+            assert!(matches!(g.run(), Ran::Done));
+            done.fetch_add(1, Ordering::Relaxed);
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    let (thief, _) = local();
+                    while done.load(Ordering::Relaxed) < TASKS {
+                        match thief.steal(&remote).or_else(|| remote.take_next()) {
+                            Some(g) => run(g),
+                            None => std::thread::yield_now(),
+                        }
+                        while let Some(g) = thief.pop_due().or_else(|| thief.pop(&global)) {
+                            run(g);
+                        }
+                    }
+                });
+            }
+            for (n, g) in gs.into_iter().enumerate() {
+                match n % 4 {
+                    0 => drop(remote.set_next(g).map(|g| owner.push(g, &global))),
+                    1 => owner.push_due(g),
+                    _ => owner.push(g, &global),
+                }
+                if n % 3 == 0 {
+                    owner.pop(&global).into_iter().for_each(run);
+                }
+            }
+            while done.load(Ordering::Relaxed) < TASKS {
+                let g = owner.pop(&global).or_else(|| owner.pop_due()).or_else(|| remote.take_next());
+                g.into_iter().for_each(run);
+                std::thread::yield_now();
+            }
+        });
+        drop(joins);
+        rig.end();
+    }
+}

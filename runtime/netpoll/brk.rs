@@ -45,7 +45,7 @@ impl Break {
 
     /// True: a break was set aside for this sleep. It is harvested now.
     pub(crate) fn take_aside(&self) -> bool {
-        if self.aside.load(Ordering::Relaxed) == 0 {
+        if self.aside.load(Ordering::Relaxed) == 0 || cfg!(gopark_mutant = "break_aside_ignored") {
             return false;
         }
         self.aside.store(0, Ordering::Relaxed);
@@ -57,6 +57,7 @@ impl Break {
 #[cfg(all(test, gopark_loom))]
 mod models {
     use super::*;
+    use crate::runtime::sync::spin;
     use loom::sync::{Condvar, Mutex};
     use std::sync::Arc;
 
@@ -85,27 +86,39 @@ mod models {
     struct Machine {
         brk: Break,
         kernel: Kernel,
-        polling: Mutex<()>,
+        /// `Netpoll::polling`. An atomic as there: loom's `try_lock` waits for the lock.
+        polling: AtomicU32,
         work: [AtomicU32; 2],
     }
 
     impl Machine {
         fn new() -> Arc<Self> {
             let (brk, kernel, work) = (Break::new(), Kernel::default(), [AtomicU32::new(0), AtomicU32::new(0)]);
-            Arc::new(Machine { brk, kernel, polling: Mutex::new(()), work })
+            Arc::new(Machine { brk, kernel, polling: AtomicU32::new(0), work })
         }
 
+        /// `Netpoll::netpoll_block` and `Netpoll::netpoll`.
         fn poll(&self, block: bool) {
-            if block {
-                let _held = self.polling.lock().unwrap();
-                let wait = !self.brk.take_aside() || cfg!(gopark_mutant = "break_aside_ignored");
-                if self.kernel.poll(wait) {
-                    self.brk.harvested();
+            let mut turn = 0;
+            while self.polling.swap(1, Ordering::Acquire) == 1 {
+                if !block {
+                    return;
                 }
-            } else if let Ok(_held) = self.polling.try_lock() {
-                if self.kernel.poll(false) {
-                    self.brk.set_aside();
-                }
+                turn += 1;
+                spin(turn);
+            }
+            let wait = block && !self.brk.take_aside();
+            if self.kernel.poll(wait) {
+                if block { self.brk.harvested() } else { self.brk.set_aside() }
+            }
+            // A store there; loom lets one be overtaken by the swaps above.
+            self.polling.swap(0, Ordering::Release);
+        }
+
+        /// Sleeps until there is work from so many.
+        fn sleep(&self, submitters: usize) {
+            while self.work[..submitters].iter().any(|w| w.load(Ordering::Relaxed) == 0) {
+                self.poll(true);
             }
         }
 
@@ -117,11 +130,31 @@ mod models {
         }
     }
 
-    /// Two threads break one sleeper while a third polls without waiting: the sleeper sees both reasons in the end
-    /// (trap P24). Stands for netpoll's exclusion by a mutex; says nothing of I/O events in the same batch.
+    fn bounded(preemptions: usize, f: impl Fn() + Sync + Send + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(preemptions);
+        builder.check(f);
+    }
+
+    /// Somebody breaks the sleeper while a third thread polls without waiting, before or after the sleep begins (traps P4,
+    /// P24). The network has nothing else to say.
     #[test]
     fn a_break_reaches_the_sleeper_past_a_poll_that_does_not_block() {
-        loom::model(|| {
+        bounded(4, || {
+            let machine = Machine::new();
+            let (a, b) = (machine.clone(), machine.clone());
+            let submitter = loom::thread::spawn(move || a.submit(0));
+            let third = loom::thread::spawn(move || b.poll(false));
+            machine.sleep(1);
+            submitter.join().unwrap();
+            third.join().unwrap();
+        });
+    }
+
+    /// Two break it, one of them after a poll without waiting: it sees both reasons in the end.
+    #[test]
+    fn of_two_breaks_none_is_lost_to_a_poll_that_does_not_block() {
+        bounded(3, || {
             let machine = Machine::new();
             let (a, b) = (machine.clone(), machine.clone());
             let first = loom::thread::spawn(move || a.submit(0));
@@ -129,9 +162,7 @@ mod models {
                 b.poll(false);
                 b.submit(1);
             });
-            while machine.work.iter().any(|w| w.load(Ordering::Relaxed) == 0) {
-                machine.poll(true);
-            }
+            machine.sleep(2);
             first.join().unwrap();
             second.join().unwrap();
         });

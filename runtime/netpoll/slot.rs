@@ -269,8 +269,9 @@ impl Slot {
             (*w).more = None;
         });
         let next = u64::from(fdseq_of(word).wrapping_add(1)) << FDSEQ | CLOSED;
-        // Release: as `unlock`, which this is too. An edge that set bits since then belonged to the generation that ends here.
-        self.word.store(next, Ordering::Release);
+        // Release: as `unlock`, which this is too. An edge that set bits since then belonged to the generation that ends
+        // here. (A store would do; loom would let such an edge overtake it.)
+        self.word.swap(next, Ordering::Release);
     }
 
     /// Takes the lock; returns the word as it was.
@@ -439,3 +440,8 @@ impl Waiters {
         }
     }
 }
+
+#[cfg(all(test, gopark_loom))]
+mod models;
+#[cfg(all(test, not(gopark_loom)))]
+mod tests;

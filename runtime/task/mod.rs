@@ -48,7 +48,7 @@ mod join;
 mod models;
 mod owned;
 #[cfg(test)]
-mod rig;
+pub(crate) mod rig;
 mod state;
 #[cfg(all(test, not(gopark_loom)))]
 mod tests;

@@ -6,14 +6,14 @@ use std::any::Any;
 use std::panic::Location;
 use std::sync::Arc;
 
-pub(super) struct Rig {
+pub(crate) struct Rig {
     owned: OwnedTasks,
     queue: Mutex<GList>,
     unjoined: std::sync::Mutex<Vec<Box<dyn Any + Send>>>,
 }
 
 impl Rig {
-    pub(super) fn new() -> Arc<Rig> {
+    pub(crate) fn new() -> Arc<Rig> {
         Arc::new(Rig {
             owned: OwnedTasks::new(2),
             queue: Mutex::new(GList::new()),
@@ -23,7 +23,7 @@ impl Rig {
 
     /// Spawns without queueing.
     #[track_caller]
-    pub(super) fn make<F>(self: &Arc<Self>, future: F) -> (Option<G>, JoinHandle<F::Output>)
+    pub(crate) fn make<F>(self: &Arc<Self>, future: F) -> (Option<G>, JoinHandle<F::Output>)
     where
         F: Future<Output: Send> + Send + 'static,
     {
@@ -31,7 +31,7 @@ impl Rig {
     }
 
     #[track_caller]
-    pub(super) fn spawn<F>(self: &Arc<Self>, future: F) -> JoinHandle<F::Output>
+    pub(crate) fn spawn<F>(self: &Arc<Self>, future: F) -> JoinHandle<F::Output>
     where
         F: Future<Output: Send> + Send + 'static,
     {
@@ -40,12 +40,12 @@ impl Rig {
         join
     }
 
-    pub(super) fn next(&self) -> Option<G> {
+    pub(crate) fn next(&self) -> Option<G> {
         self.queue.lock().pop_front()
     }
 
     /// Runs what is queued, and what that queues; returns the number of runs.
-    pub(super) fn run_all(&self) -> usize {
+    pub(crate) fn run_all(&self) -> usize {
         let runs = std::iter::from_fn(|| self.next()).map(|g| {
             if let Ran::Yielded(g) = g.run() {
                 self.schedule(g);
@@ -55,19 +55,19 @@ impl Rig {
     }
 
     /// As a runtime shuts down; see `owned.rs`. Nobody else runs tasks, so there is nothing to wait for.
-    pub(super) fn shutdown(&self) {
+    pub(crate) fn shutdown(&self) {
         self.owned.cancel_all().for_each(G::cancel);
         while let Some(g) = self.next() {
             g.cancel();
         }
     }
 
-    pub(super) fn unjoined(&self) -> usize {
+    pub(crate) fn unjoined(&self) -> usize {
         self.unjoined.lock().unwrap().len()
     }
 
     /// Every task is complete, and freed, or a reference to it is still there.
-    pub(super) fn end(self: Arc<Self>) {
+    pub(crate) fn end(self: Arc<Self>) {
         assert!(self.owned.is_empty(), "a task is not complete");
         assert!(Arc::into_inner(self).is_some(), "a task was not freed");
     }
@@ -92,7 +92,7 @@ impl Schedule for Rig {
 }
 
 /// A payload that makes the rig's `unjoined_panic` panic.
-pub(super) struct AngryHook;
+pub(crate) struct AngryHook;
 
 struct AngryPayload;
 

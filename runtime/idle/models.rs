@@ -1,0 +1,450 @@
+//! Loom models of the shipped `Idle`, with two Ps. Work is a count that orders nothing; what surrounds each call is what
+//! `proc/` does there.
+//!
+//! Most models make one move of each thread meet one of another, from every state that matters, and then look at the
+//! sum: each P is idle or held by one M, nobody spins, and no work lies where every M rests. The last is a whole machine.
+//!
+//! Not covered: more than two Ps; more Ms than Ps; the timers, which have a fence of their own; `CHECK_TICKS` and all else
+//! that makes an M look at a queue of its own accord; and what `poll_until` is for. Loom weakens SeqCst accesses but not
+//! fences, and there are only fences here.
+//!
+//! | mutant (`--cfg 'gopark_mutant="..."'`) | model that fails |
+//! |---|---|
+//! | `idle_release_no_fence` | `work_is_seen_by_who_releases_or_wakes_somebody` |
+//! | `idle_wake_no_fence` | `work_is_seen_by_who_releases_or_wakes_somebody` |
+//! | `idle_stop_no_fence` | `the_last_spinner_looks_again_or_is_not_counted` |
+//! | `idle_wake_given_twice` | `a_second_wake_does_not_give_the_poller_a_second_p` |
+
+use super::*;
+use Ordering::Relaxed;
+use loom::thread::{self, JoinHandle};
+use std::sync::Arc;
+
+const M0: MId = 0;
+const M1: MId = 1;
+
+struct World {
+    idle: Idle,
+    /// Tasks in the global queue.
+    work: AtomicU32,
+}
+
+impl World {
+    fn new() -> Arc<World> {
+        Arc::new(World { idle: Idle::new(2), work: AtomicU32::new(0) })
+    }
+
+    /// `Sched::ready` on a thread outside.
+    fn submit(&self) -> Option<Wakeup> {
+        self.work.fetch_add(1, Relaxed);
+        self.idle.wake()
+    }
+
+    fn work_waiting(&self) -> bool {
+        self.work.load(Relaxed) > 0
+    }
+
+    /// `M::go_idle` up to where it waits: the P that it goes on with, spinning, or how it waits.
+    fn go_idle(&self, m: MId, p: PId, spinning: bool) -> Result<PId, Role> {
+        let role = self.idle.release(m, p, spinning);
+        let again = if role != Role::Exit && self.work_waiting() { self.idle.retract(m, role) } else { None };
+        again.ok_or(role)
+    }
+
+    /// What an M does that was woken, and finds nothing: so its P and its place among the spinning were real.
+    fn woken(&self, wakeup: Option<Wakeup>) {
+        let p = match wakeup {
+            None => return,
+            Some(Wakeup::Break) => match self.idle.poller_back() {
+                Back::Spinning(p) => p,
+                back => panic!("the P that was given is lost: {back:?}"),
+            },
+            Some(Wakeup::Unpark(_, p) | Wakeup::Start(p)) => p,
+        };
+        self.idle_again(p, true);
+    }
+
+    fn idle_again(&self, p: PId, spinning: bool) {
+        self.idle.lists.lock().ps.push(p);
+        self.idle.word.fetch_add(IDLE - if spinning { SPINNING } else { 0 }, Relaxed);
+    }
+
+    /// Everybody has come to rest: nobody spins, and each P is there once.
+    fn check(&self) {
+        assert_eq!(self.idle.word.load(Relaxed), 2 * IDLE);
+        let lists = self.idle.lists.lock();
+        let mut ps = lists.ps.clone();
+        ps.sort_unstable();
+        assert_eq!(ps, [0, 1]);
+        assert!(lists.poller.as_ref().is_none_or(|poller| poller.given.is_none()));
+    }
+
+    fn acquire_both(&self) -> [PId; 2] {
+        [self.idle.acquire().unwrap(), self.idle.acquire().unwrap()]
+    }
+}
+
+fn with<R: 'static>(world: &Arc<World>, f: impl FnOnce(&World) -> R + 'static) -> JoinHandle<R> {
+    let world = world.clone();
+    thread::spawn(move || f(&world))
+}
+
+fn bounded(preemptions: usize, f: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(preemptions);
+    builder.check(f);
+}
+
+/// Rule 1: an M gives its P up while somebody submits. It sees the work, or whoever submits wakes it.
+#[test]
+fn work_is_seen_by_who_releases_or_wakes_somebody() {
+    for spinning in [false, true] {
+        loom::model(move || {
+            let world = World::new();
+            let [p0, p1] = world.acquire_both();
+            if spinning {
+                assert!(world.idle.start_spinning());
+            }
+            let submitter = with(&world, World::submit);
+            let gone = world.go_idle(M0, p0, spinning);
+            let wakeup = submitter.join().unwrap();
+            assert!(gone.is_ok() || wakeup.is_some(), "work, and every M at rest");
+            // An M that took a P back has it from `wake`, if that chose it, and then need not be woken any more.
+            match gone {
+                Ok(p) => {
+                    world.idle_again(p, true);
+                    if wakeup.is_some_and(|w| w != Wakeup::Break) {
+                        world.woken(wakeup);
+                    }
+                }
+                Err(_) => world.woken(wakeup),
+            }
+            world.idle_again(p1, false);
+            world.check();
+        });
+    }
+}
+
+/// Rule 2, trap S14: the last that spins finds work, and another submits, whom the count of the spinning keeps from
+/// waking anybody. Two submit, so that one may be kept from it by the other's wake.
+#[test]
+fn the_last_spinner_looks_again_or_is_not_counted() {
+    for submitters in [1, 2] {
+        bounded(3, move || {
+            let world = World::new();
+            let p0 = world.idle.acquire().unwrap();
+            assert!(world.idle.start_spinning());
+            let submitters: Vec<_> = (0..submitters).map(|_| with(&world, World::submit)).collect();
+            // `M::reset_spinning`.
+            let again = world.idle.stop_spinning() && world.work_waiting();
+            let mut wakes = vec![if again { world.idle.wake() } else { None }];
+            wakes.extend(submitters.into_iter().map(|submitter| submitter.join().unwrap()));
+            assert!(wakes.iter().any(Option::is_some), "work, and only busy Ms");
+            wakes.into_iter().for_each(|wakeup| world.woken(wakeup));
+            world.idle_again(p0, false);
+            world.check();
+        });
+    }
+}
+
+/// Two Ms stop spinning at once; one of them is the last.
+#[test]
+fn of_two_spinners_one_is_the_last() {
+    loom::model(|| {
+        let world = World::new();
+        let ps = world.acquire_both();
+        world.idle.word.fetch_add(2 * SPINNING, Relaxed);
+        world.work.store(1, Relaxed);
+        let other = with(&world, |world| world.idle.stop_spinning());
+        let last = world.idle.stop_spinning();
+        assert!(last != other.join().unwrap());
+        ps.into_iter().for_each(|p| world.idle_again(p, false));
+        world.check();
+    });
+}
+
+/// Trap S4: the poller is chosen, and comes back of its own accord. It has the P, or another M is started with one; the
+/// count of idle Ps is right in the end.
+#[test]
+fn the_poller_comes_back_when_it_is_chosen() {
+    loom::model(|| {
+        let world = World::new();
+        let p = world.idle.acquire().unwrap();
+        assert_eq!(world.idle.release(M0, p, false), Role::Poll);
+        let waker = with(&world, World::submit);
+        let back = world.idle.poller_back();
+        match (waker.join().unwrap(), back) {
+            (Some(Wakeup::Break), Back::Spinning(p)) => world.idle_again(p, true),
+            (Some(Wakeup::Start(q)), Back::Running(p)) => {
+                assert_ne!(p, q);
+                world.idle_again(q, true);
+                world.idle_again(p, false);
+            }
+            other => panic!("{other:?}"),
+        }
+        world.check();
+    });
+}
+
+/// Two submit while the poller rests alone: one of them gives it a P. The other sees that one spins, or starts a thread
+/// with the second P; it never gives the poller that one too.
+#[test]
+fn a_second_wake_does_not_give_the_poller_a_second_p() {
+    bounded(3, || {
+        let world = World::new();
+        let p = world.idle.acquire().unwrap();
+        assert_eq!(world.idle.release(M0, p, false), Role::Poll);
+        // The third stops spinning between the two.
+        world.idle.word.fetch_add(SPINNING, Relaxed);
+        let spinner = with(&world, |world| {
+            world.idle.stop_spinning();
+            world.submit()
+        });
+        let mut wakes = vec![world.submit()];
+        if wakes[0] == Some(Wakeup::Break) {
+            // Whoever was woken counts as spinning until it has found work; here another M does so in its place.
+            world.idle.word.fetch_sub(SPINNING, Relaxed);
+            wakes.push(world.submit());
+            world.idle.word.fetch_add(SPINNING, Relaxed);
+        }
+        wakes.push(spinner.join().unwrap());
+        assert!(wakes.iter().filter(|w| **w == Some(Wakeup::Break)).count() <= 1);
+        wakes.sort_by_key(|w| *w == Some(Wakeup::Break));
+        for wakeup in wakes {
+            world.woken(wakeup);
+        }
+        world.check();
+    });
+}
+
+/// An M changes its mind while somebody chooses it, as the poller and as one that parks. It keeps one P, or has its orders.
+#[test]
+fn retract_meets_wake() {
+    for parks in [false, true] {
+        loom::model(move || {
+            let world = World::new();
+            let [p0, p1] = world.acquire_both();
+            if parks {
+                assert_eq!(world.idle.release(M1, p1, false), Role::Poll);
+            }
+            let role = world.idle.release(M0, p0, false);
+            assert_eq!(role, if parks { Role::Park } else { Role::Poll });
+            let waker = with(&world, World::submit);
+            let kept = world.idle.retract(M0, role);
+            let wakeup = waker.join().unwrap();
+            match (kept, wakeup) {
+                // The submitter came late, found it spinning, and left the work to it.
+                (Some(p), None) => world.idle_again(p, true),
+                // It gave the P that was kept; the break ends a later sleep.
+                (Some(p), Some(Wakeup::Break)) if !parks => world.idle_again(p, true),
+                // Chosen before: two Ms, two Ps.
+                (kept, Some(wakeup)) => {
+                    assert!(kept.is_some() || wakeup == Wakeup::Unpark(M0, p0), "{kept:?} {wakeup:?}");
+                    kept.into_iter().for_each(|p| world.idle_again(p, true));
+                    world.woken(Some(wakeup));
+                }
+                (None, None) => panic!("work, and every M at rest"),
+            }
+            if !parks {
+                world.idle_again(p1, false);
+            }
+            world.check();
+        });
+    }
+}
+
+/// One wants to wake somebody for the last idle P, which another M takes meanwhile. While it is counted as spinning for
+/// nothing, a third submits: the M that took the P sees that work when it goes idle, or somebody is woken.
+#[test]
+fn a_wake_that_finds_no_p_hides_no_work() {
+    bounded(3, || {
+        let world = World::new();
+        let p1 = world.idle.acquire().unwrap();
+        let handy = with(&world, |world| world.idle.wake_if_handy());
+        let submitter = with(&world, World::submit);
+        let p0 = world.idle.acquire();
+        // `go_idle` of the only M with a P, or of the M that lost its P to a wake.
+        let gone = p0.map(|p0| world.go_idle(M0, p0, false));
+        let wakes = [handy.join().unwrap(), submitter.join().unwrap()];
+        let found = gone.is_some_and(|gone| gone.is_ok());
+        assert!(found || wakes.iter().any(Option::is_some), "work, and every M at rest");
+        let broken = wakes.contains(&Some(Wakeup::Break));
+        match gone {
+            Some(Ok(p)) => {
+                world.idle_again(p, true);
+                wakes.into_iter().filter(|w| *w != Some(Wakeup::Break)).for_each(|w| world.woken(w));
+            }
+            _ => wakes.into_iter().for_each(|w| world.woken(w)),
+        }
+        assert!(!broken || gone.is_some());
+        world.idle_again(p1, false);
+        world.check();
+    });
+}
+
+/// Sysmon goes into its deep sleep while a P is taken: it does not sleep, or it is woken (a sleep for ever is a deadlock,
+/// which loom reports).
+#[test]
+fn who_takes_a_p_ends_sysmons_deep_sleep() {
+    loom::model(|| {
+        let world = World::new();
+        let sysmon = with(&world, |world| world.idle.sleep_until_busy());
+        let p = world.idle.acquire().unwrap();
+        sysmon.join().unwrap();
+        world.idle_again(p, false);
+        world.check();
+    });
+}
+
+/// The same for a P that is taken, given back, and taken by a wake.
+#[test]
+fn each_deep_sleep_of_sysmon_ends() {
+    bounded(4, || {
+        let world = World::new();
+        let stopping = Arc::new(AtomicU32::new(0));
+        let stop = stopping.clone();
+        let sysmon = with(&world, move |world| {
+            for _ in 0..3 {
+                if stopping.load(Relaxed) == 1 {
+                    break;
+                }
+                world.idle.sleep_until_busy();
+            }
+        });
+        let p = world.idle.acquire().unwrap();
+        world.idle.give(p);
+        let wakeup = world.submit();
+        assert!(wakeup.is_some());
+        world.woken(wakeup);
+        // The runtime ends; else the next sleep might go on, rightly.
+        stop.store(1, Relaxed);
+        world.idle.wake_sysmon();
+        sysmon.join().unwrap();
+        assert_eq!(world.idle.word.load(Relaxed) & !DEEP, 2 * IDLE);
+    });
+}
+
+/// The runtime ends while two Ms go to rest: each exits, or is told to.
+#[test]
+fn every_m_exits_when_the_runtime_stops() {
+    loom::model(|| {
+        let world = World::new();
+        let [p0, p1] = world.acquire_both();
+        let stop = with(&world, |world| world.idle.stop());
+        let other = with(&world, move |world| world.idle.release(M1, p1, false));
+        let roles = [world.idle.release(M0, p0, false), other.join().unwrap()];
+        let told = stop.join().unwrap();
+        for (m, role) in roles.into_iter().enumerate() {
+            // `Role::Poll`: the break that follows `stop` ends its sleep.
+            assert_eq!(told.contains(&(m as MId)), role == Role::Park, "{roles:?} {told:?}");
+        }
+        assert!(roles.iter().filter(|role| **role == Role::Poll).count() <= 1);
+        world.check();
+    });
+}
+
+/// Two Ms, two Ps, a poller that an eventfd wakes, and a thread outside: from the first spawn to the end.
+struct Machine {
+    world: World,
+    parkers: [Parker; 2],
+    orders: [AtomicU32; 2],
+    /// The poller's sleep: the break alone, without network, as a token.
+    network: Parker,
+    done: AtomicU32,
+    finished: Parker,
+}
+
+const EXIT: u32 = 9;
+
+impl Machine {
+    fn carry_out(&self, wakeup: Option<Wakeup>) {
+        match wakeup {
+            None => {}
+            Some(Wakeup::Unpark(m, p)) => self.order(m, p),
+            Some(Wakeup::Break) => self.network.unpark(),
+            Some(Wakeup::Start(_)) => unreachable!("both Ms rest when the model begins"),
+        }
+    }
+
+    fn order(&self, m: MId, orders: u32) {
+        self.orders[m as usize].store(orders, Relaxed);
+        self.parkers[m as usize].unpark();
+    }
+
+    fn m(&self, m: MId, mut role: Role) {
+        let World { idle, work } = &self.world;
+        loop {
+            let (mut p, mut spinning) = match role {
+                Role::Exit => return,
+                Role::Park => {
+                    self.parkers[m as usize].park();
+                    match self.orders[m as usize].load(Relaxed) {
+                        EXIT => return,
+                        p => (p, true),
+                    }
+                }
+                Role::Poll => {
+                    self.network.park();
+                    match idle.poller_back() {
+                        Back::Spinning(p) => (p, true),
+                        Back::Running(p) => (p, false),
+                        Back::NoP => match idle.rest(m) {
+                            Ok(p) => (p, false),
+                            Err(next) => {
+                                role = next;
+                                continue;
+                            }
+                        },
+                    }
+                }
+            };
+            role = loop {
+                while work.fetch_update(Relaxed, Relaxed, |n| n.checked_sub(1)).is_ok() {
+                    if std::mem::take(&mut spinning) && idle.stop_spinning() && self.world.work_waiting() {
+                        self.carry_out(idle.wake());
+                    }
+                    if self.done.fetch_add(1, Relaxed) == 1 {
+                        self.finished.unpark();
+                    }
+                }
+                match self.world.go_idle(m, p, spinning) {
+                    Ok(again) => (p, spinning) = (again, true),
+                    Err(role) => break role,
+                }
+            };
+        }
+    }
+}
+
+/// Two tasks come from outside to a machine at rest; both run, and everybody exits. A wake that is lost leaves all of them
+/// asleep, which loom reports as a deadlock.
+#[test]
+fn a_machine_runs_what_is_submitted_and_stops() {
+    bounded(2, || {
+        let machine = Machine {
+            world: World { idle: Idle::new(2), work: AtomicU32::new(0) },
+            parkers: [Parker::new(), Parker::new()],
+            orders: [AtomicU32::new(EXIT), AtomicU32::new(EXIT)],
+            network: Parker::new(),
+            done: AtomicU32::new(0),
+            finished: Parker::new(),
+        };
+        let machine = Arc::new(machine);
+        let ps = machine.world.acquire_both();
+        let threads = ps.map(|p| {
+            let (m, role) = (p, machine.world.idle.release(p, p, false));
+            let machine = machine.clone();
+            thread::spawn(move || machine.m(m, role))
+        });
+        for _ in 0..2 {
+            machine.carry_out(machine.world.submit());
+        }
+        machine.finished.park();
+        for m in machine.world.idle.stop() {
+            machine.order(m, EXIT);
+        }
+        machine.network.unpark();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        machine.world.check();
+    });
+}
