@@ -190,18 +190,32 @@ impl Idle {
         })
     }
 
-    /// The thread for `Wakeup::Start` could not be had.
-    pub(crate) fn unstart(&self, p: PId) {
-        let mut lists = self.lists.lock();
-        lists.ps.push(p);
-        self.word.fetch_add(IDLE - SPINNING, Ordering::Relaxed);
+    /// The thread for `Wakeup::Start` could not be had. True: an M has gone to rest meanwhile, so the caller looks at
+    /// every queue, and `wake`s for what it finds (rule 2: it counted as spinning). An M that rests later looks itself.
+    pub(crate) fn unstart(&self, p: PId) -> bool {
+        let rests = {
+            let mut lists = self.lists.lock();
+            lists.ps.push(p);
+            self.word.fetch_add(IDLE - SPINNING, Ordering::Relaxed);
+            !lists.ms.is_empty() || lists.poller.as_ref().is_some_and(Poller::is_free)
+        };
+        // Pairs with the fence in `wake`.
+        fence(Ordering::SeqCst);
+        rests
     }
 
-    /// Gives a P back whose M goes on without it. Go's `handoffp`; whoever calls it calls `wake` next.
+    /// Gives a P back whose M goes on without it. Go's `handoffp`. The caller looks at every queue, and `wake`s for what
+    /// it finds: who submitted something a moment ago saw no idle P.
     pub(crate) fn give(&self, p: PId) {
-        let mut lists = self.lists.lock();
-        lists.ps.push(p);
-        self.word.fetch_add(IDLE, Ordering::Relaxed);
+        {
+            let mut lists = self.lists.lock();
+            lists.ps.push(p);
+            self.word.fetch_add(IDLE, Ordering::Relaxed);
+        }
+        if !cfg!(gopark_mutant = "idle_give_no_fence") {
+            // Pairs with the fence in `wake`.
+            fence(Ordering::SeqCst);
+        }
     }
 
     /// A parked M for a job that needs no P.

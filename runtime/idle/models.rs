@@ -13,6 +13,7 @@
 //! | `idle_release_no_fence` | `work_is_seen_by_who_releases_or_wakes_somebody` |
 //! | `idle_wake_no_fence` | `work_is_seen_by_who_releases_or_wakes_somebody` |
 //! | `idle_stop_no_fence` | `the_last_spinner_looks_again_or_is_not_counted` |
+//! | `idle_give_no_fence` | `work_is_seen_by_who_gives_its_p_away_or_wakes_somebody` |
 //! | `idle_wake_given_twice` | `a_second_wake_does_not_give_the_poller_a_second_p` |
 
 use super::*;
@@ -279,6 +280,49 @@ fn a_wake_that_finds_no_p_hides_no_work() {
         assert!(!broken || gone.is_some());
         world.idle_again(p1, false);
         world.check();
+    });
+}
+
+/// An M gives its P away and goes on without it (`M::drop_p`), while work comes in from outside, which finds no idle P.
+#[test]
+fn work_is_seen_by_who_gives_its_p_away_or_wakes_somebody() {
+    loom::model(|| {
+        let world = World::new();
+        let [p0, p1] = world.acquire_both();
+        let submitter = with(&world, World::submit);
+        world.idle.give(p0);
+        let seen = if world.work_waiting() { world.idle.wake() } else { None };
+        let wakes = [seen, submitter.join().unwrap()];
+        assert!(wakes.iter().any(Option::is_some), "work, an idle P, and nobody who looks");
+        wakes.into_iter().for_each(|wakeup| world.woken(wakeup));
+        world.idle_again(p1, false);
+        world.check();
+    });
+}
+
+/// Trap S5: no thread can be started for a wake. While it counts as spinning, an M goes to rest with nothing to do and a
+/// second task comes in, which wakes nobody.
+#[test]
+fn a_thread_that_cannot_be_started_hides_no_work() {
+    bounded(3, || {
+        let world = World::new();
+        let [p0, p1] = world.acquire_both();
+        world.idle.give(p1);
+        // The wake was for a task that a busy M has run already.
+        let failing = with(&world, |world| match world.idle.wake() {
+            Some(Wakeup::Start(p)) => {
+                if world.idle.unstart(p) && world.work_waiting() {
+                    world.idle.wake()
+                } else {
+                    None
+                }
+            }
+            other => other,
+        });
+        let submitter = with(&world, World::submit);
+        let gone = world.go_idle(M0, p0, false);
+        let wakes = [failing.join().unwrap(), submitter.join().unwrap()];
+        assert!(gone.is_ok() || wakes.iter().any(Option::is_some), "work, and every M at rest");
     });
 }
 

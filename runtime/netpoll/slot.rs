@@ -392,6 +392,8 @@ impl Waiters {
     fn remove(&mut self, ticket: Ticket, list: &mut WakeList) -> bool {
         if self.armed && self.first.as_ref().is_some_and(|e| e.ticket == ticket) {
             self.armed = false;
+            // Another executor's waker is kept for nobody.
+            list.drop_later(self.first.take_if(|e| task::from_waker(&e.waker).is_none()).map(|e| e.waker));
             return true;
         }
         let Some(more) = &mut self.more else { return false };

@@ -224,7 +224,8 @@ impl M {
             when = sched.next_timer();
             sched.netpoll.set_poll_until(when);
         }
-        if sched.work_waiting() || !sched.blocking.is_empty() || sched.stopping() {
+        let looked = sched.work_waiting() || !sched.blocking.is_empty() || sched.netpoll.has_batons();
+        if looked || sched.stopping() {
             if let Some(p) = sched.idle.retract(self.shared.id, role) {
                 if role == Role::Poll {
                     sched.netpoll.set_poll_until(0);

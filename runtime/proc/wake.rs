@@ -61,8 +61,8 @@ impl Sched {
             Wakeup::Start(p) => {
                 // A refusal (EAGAIN) leaves the P idle and the work where it is: the Ms there are come to it, and each
                 // later wake tries again (trap S5).
-                if self.start_m(Orders::Run(p)).is_err() {
-                    self.idle.unstart(p);
+                if self.start_m(Orders::Run(p)).is_err() && self.idle.unstart(p) && self.work_waiting() {
+                    self.wakep();
                 }
             }
         }
