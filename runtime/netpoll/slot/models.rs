@@ -424,6 +424,7 @@ impl Lock {
 }
 
 #[test]
+#[expect(clippy::arc_with_non_send_sync, reason = "the lock that is modelled makes it so")]
 fn the_write_lock_excludes_and_is_handed_over() {
     for (threads, preemptions) in [(1, 4), (2, 2)] {
         bounded(preemptions, move || {

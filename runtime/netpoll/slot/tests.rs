@@ -369,7 +369,9 @@ fn edge_and_polls_and_ops() {
     }
 }
 
-/// The same waker is kept once.
+/// The same waker is kept once. (Not under Miri, where two clones of one waker may have two vtables: `will_wake` promises
+/// no more.)
+#[cfg(not(miri))]
 #[test]
 fn poll_and_poll_again() {
     let mut slot = Rigged::new(Start::Nil);
