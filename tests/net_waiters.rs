@@ -268,7 +268,7 @@ fn forgotten_beside_a_busy_task() {
     runtime(1).run(async {
         let (stream, peer) = std_pair().await;
         let stream = leak(stream);
-        for _ in 0..3 {
+        for _ in 0..50 {
             let mut forgotten = read_one(stream);
             assert!(poll(&mut forgotten, &noop()).is_pending());
             std::mem::forget(forgotten);
