@@ -122,6 +122,16 @@ impl Local {
     pub(crate) fn steal(&self, from: &Remote) -> Option<G> {
         steal_half(&from.due, &self.due).or_else(|| steal_half(&from.stealer, &self.worker))
     }
+
+    /// The same from an M that stands still: what is taken has waited longer than what is here, and goes before it.
+    pub(crate) fn relieve(&self, from: &Remote) {
+        for queue in [&from.due, &from.stealer] {
+            while queue.steal_batch(&self.due).is_retry() {}
+        }
+        if let Some(g) = from.take_next() {
+            self.push_due(g);
+        }
+    }
 }
 
 impl Remote {

@@ -217,6 +217,37 @@ fn run_next_is_stolen_from_a_busy_worker() {
     }
 }
 
+/// Trap S1, its milder form: the worker that is left is never idle, so it never steals in the ordinary way. It takes
+/// over what waits behind the task that holds up the other.
+#[test]
+fn queue_behind_a_stuck_task_and_a_busy_worker() {
+    let _watchdog = watchdog(60);
+    let rt = runtime(2);
+    let stop = Arc::new(AtomicBool::new(false));
+    let busy = rt.spawn({
+        let stop = stop.clone();
+        async move {
+            while !stop.load(SeqCst) {
+                gopark::yield_now().await;
+            }
+        }
+    });
+    let stuck = rt.spawn(async {
+        let (ran, all_ran) = channel();
+        for n in 0..100 {
+            let ran = ran.clone();
+            gopark::spawn(async move { ran.send(n).unwrap() });
+        }
+        drop(ran);
+        let mut numbers: Vec<i32> = all_ran.iter().collect();
+        numbers.sort();
+        assert!(numbers.into_iter().eq(0..100));
+    });
+    rt.block_on(stuck).unwrap();
+    stop.store(true, SeqCst);
+    rt.block_on(busy).unwrap();
+}
+
 /// A thousand tasks, most of which spill into the global queue, and a hundred that fit into the local one, from where
 /// they have to be stolen, are not left to one worker.
 #[test]

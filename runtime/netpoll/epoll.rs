@@ -16,8 +16,8 @@ const READ: u32 = (libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLPRI) as u32 | H
 const WRITE: u32 = libc::EPOLLOUT as u32 | HANGUP;
 const CUT: u32 = (libc::EPOLLRDHUP | libc::EPOLLPRI) as u32 | HANGUP;
 
-/// Events taken by one call. More make longer batches, in which the first to be harvested is the last to be served.
-const BATCH: usize = 256;
+/// Events taken by one call. A slot that was touched at the harvest is still in the cache when its task runs.
+const BATCH: usize = 64;
 
 /// How long a poll may last.
 #[derive(Debug, Clone, Copy)]

@@ -33,6 +33,8 @@ pub(super) struct Check {
     polled: Cell<u64>,
     /// Nanoseconds that a task takes, by the last stretches.
     cost: Cell<u64>,
+    /// Another P, the tick it was at, and when that was.
+    neighbour: Cell<(u32, u32, u64)>,
 }
 
 impl Check {
@@ -112,12 +114,35 @@ impl M {
         let list = &mut *self.list.borrow_mut();
         self.sched.expire_timers(now, list);
         self.queue_all(list, Lane::Due);
+        self.relieve_neighbour(now);
         if ask_network {
             // "False" is as good: another M polls.
             self.sched.netpoll.netpoll(list);
             self.queue_all(list, Lane::Back);
         }
         self.sched.global.pop()
+    }
+
+    /// The kernel may run something else in the place of another M, or a task may hold that up: what is in its queue
+    /// would wait for it, while every M that could steal is busy. If it stands still from one look to the next, this M
+    /// takes half of its queue. (Go leaves that to sysmon, after 10 ms.)
+    fn relieve_neighbour(&self, now: u64) {
+        let (sched, ps) = (&*self.sched, self.sched.ps());
+        if sched.idle.idle_ps() as usize + 1 >= ps.len() {
+            return;
+        }
+        let (n, tick, since) = self.check.neighbour.get();
+        if now.saturating_sub(since) < CHECK_NS {
+            return;
+        }
+        let p = &ps[n as usize];
+        let stuck = p.remote().filter(|r| !std::ptr::eq(*r, &self.shared.remote));
+        if let Some(stuck) = stuck.filter(|_| p.schedtick.load(Ordering::Relaxed) == tick) {
+            self.local.relieve(stuck);
+        }
+        let Some(me) = self.p.get() else { return };
+        let next = (me + 1 + (self.random() % (ps.len() as u64 - 1)) as u32) % ps.len() as u32;
+        self.check.neighbour.set((next, ps[next as usize].schedtick.load(Ordering::Relaxed), now));
     }
 
     /// What is due, the run-next slot, then the local queue.
