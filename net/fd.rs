@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 /// An open socket `T`, registered with the netpoller. Dropping it takes it out and closes it.
 pub(crate) struct Fd<T: AsFd> {
@@ -53,6 +54,17 @@ impl<T: AsFd> Fd<T> {
     /// Refuses every operation from now on and wakes all that wait.
     pub(crate) fn unblock(&self) {
         self.gate.unblock();
+    }
+
+    /// Until when operations may wait: Go's `setDeadlineImpl`. One that is expired stays so until it is set anew.
+    #[inline]
+    pub(crate) fn set_deadline(&self, sides: &[Side], at: Option<Instant>) -> io::Result<()> {
+        sides.iter().try_for_each(|side| self.gate.set_deadline(*side, at))
+    }
+
+    /// As if there were news of that side after this time.
+    pub(crate) fn retry_after(&self, side: Side, time: Duration) {
+        self.gate.retry_after(side, time);
     }
 
     /// One attempt, if it is worth one: EAGAIN is an error. `asked` is how much the call could move at most.

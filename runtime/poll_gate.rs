@@ -5,6 +5,7 @@ use super::netpoll::desc::{PollDesc, Token};
 use super::netpoll::slot::{Shut, Slot};
 use super::proc::Sched;
 use super::runtime::Handle;
+use super::timer::NEVER;
 use super::wake_list::WakeList;
 use std::fmt;
 use std::io;
@@ -12,6 +13,7 @@ use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::task::Waker;
+use std::time::{Duration, Instant};
 
 pub(crate) use super::netpoll::slot::{Begin, Start, Ticket, Waiter};
 
@@ -67,6 +69,7 @@ fn shut_error(shut: Shut) -> io::Error {
     match shut {
         Shut::Closed => io::Error::new(io::ErrorKind::NotConnected, Closed(())),
         Shut::Gone => io::Error::other(RuntimeGone(())),
+        Shut::Expired => io::ErrorKind::TimedOut.into(),
     }
 }
 
@@ -102,7 +105,26 @@ impl Gate {
     /// Refuses every operation from now on and wakes all that wait. Go's `runtime_pollUnblock`.
     pub(crate) fn unblock(&self) {
         // SAFETY: see `slot`.
-        self.serve(|list| unsafe { self.desc.as_ref() }.shut(Shut::Closed, list));
+        self.serve(|list| unsafe { self.desc.as_ref() }.shut(self.token.fdseq, Shut::Closed, list));
+    }
+
+    /// Until when operations of that direction may wait. Go's `runtime_pollSetDeadline`.
+    #[inline]
+    pub(crate) fn set_deadline(&self, side: Side, at: Option<Instant>) -> io::Result<()> {
+        let when = at.map_or(NEVER, |at| self.netpoll.clock.when(at));
+        match self.slot(side).ready() {
+            Err(shut @ (Shut::Closed | Shut::Gone)) => Err(shut_error(shut)),
+            _ => {
+                self.serve(|list| self.netpoll.set_deadline(self.token, side != Side::Read, when, list));
+                Ok(())
+            }
+        }
+    }
+
+    /// After that time an operation is worth another try, whatever the kernel says.
+    pub(crate) fn retry_after(&self, side: Side, time: Duration) {
+        let when = self.netpoll.clock.when(Instant::now() + time);
+        self.netpoll.retry_at(self.token, side != Side::Read, when);
     }
 
     #[inline]

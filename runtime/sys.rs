@@ -42,6 +42,14 @@ pub(crate) fn futex_wake(word: &AtomicU32, n: i32) {
     unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), op, n) };
 }
 
+/// clock_gettime(2) CLOCK_MONOTONIC_COARSE, in nanoseconds: what `Instant` counts, as of the kernel's last tick.
+pub(crate) fn coarse_ns() -> u64 {
+    let mut ts = timespec(Duration::ZERO);
+    // SAFETY: `ts` outlives the call, which does not fail for a clock that Linux has had since 2.6.32.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &mut ts) };
+    ts.tv_sec as u64 * 1_000_000_000 + ts.tv_nsec as u64
+}
+
 /// epoll_create1(2).
 pub(crate) fn epoll_create() -> io::Result<OwnedFd> {
     // SAFETY: takes no pointer.

@@ -4,14 +4,52 @@
 //! the top or until the dead outnumber the living (trap TM6), when one sweep takes them all out.
 
 use super::sync::Mutex;
-use super::wake_list::WakeList;
+use super::sys;
+use super::wake_list::{Alarm, WakeList};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Waker;
+use std::time::Instant;
 
 /// Later than any deadline.
 pub(crate) const NEVER: u64 = u64::MAX;
+
+/// The runtime's nanoseconds, counted from its start.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Clock {
+    start: Instant,
+    /// The same moment by the kernel's count.
+    start_ns: u64,
+}
+
+impl Clock {
+    pub(crate) fn new() -> Clock {
+        Clock { start: Instant::now(), start_ns: sys::coarse_ns() }
+    }
+
+    pub(crate) fn now(self) -> u64 {
+        self.when(Instant::now())
+    }
+
+    /// The past is 0; what lies centuries ahead is as good as never, yet not `NEVER`.
+    pub(crate) fn when(self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.start).as_nanos()).unwrap_or(u64::MAX).min(NEVER - 1)
+    }
+
+    /// Has this time come? The kernel's coarse clock is some milliseconds behind and costs next to nothing: what lies a
+    /// second beyond it needs no look at the exact one.
+    pub(crate) fn has_come(self, when: u64) -> bool {
+        when <= (sys::coarse_ns() - self.start_ns).saturating_add(1_000_000_000) && when <= self.now()
+    }
+}
+
+/// What happens when the time has come.
+#[derive(Debug)]
+pub(crate) enum What {
+    Wake(Waker),
+    Alarm(Alarm),
+}
 
 /// A timer that was inserted. Firing and cancelling end it; the key then fits nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +88,7 @@ struct Heap {
 #[derive(Debug)]
 struct Slot {
     generation: u32,
-    waker: Option<Waker>,
+    what: Option<What>,
 }
 
 impl Timers {
@@ -64,20 +102,19 @@ impl Timers {
         self.next_when.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn insert(&self, when: u64, waker: &Waker) -> Inserted {
-        // Cloned before the lock: a foreign waker's clone may run anything (trap S18).
-        let waker = waker.clone();
+    pub(crate) fn insert(&self, when: u64, what: What) -> Inserted {
         let mut heap = self.heap.lock();
         if heap.gone {
+            // A waker's drop may run anything (trap S18).
             drop(heap);
             return Inserted::Gone;
         }
         let slot = heap.free.pop().unwrap_or_else(|| {
-            heap.slots.push(Slot { generation: 0, waker: None });
+            heap.slots.push(Slot { generation: 0, what: None });
             (heap.slots.len() - 1) as u32
         });
         let entry = &mut heap.slots[slot as usize];
-        entry.waker = Some(waker);
+        entry.what = Some(what);
         let generation = entry.generation;
         heap.queue.push(Reverse((when, slot, generation)));
         heap.live += 1;
@@ -90,32 +127,33 @@ impl Timers {
 
     /// Sees to it that the timer wakes `waker`. False: it has fired.
     pub(crate) fn refresh(&self, key: Key, waker: &Waker) -> bool {
-        match self.heap.lock().entry(key) {
+        match self.heap.lock().entry(key).map(|e| &e.what) {
             None => return false,
-            Some(entry) if entry.waker.as_ref().is_some_and(|w| w.will_wake(waker)) => return true,
+            Some(Some(What::Wake(old))) if old.will_wake(waker) => return true,
             Some(_) => {}
         }
-        let mut new = Some(waker.clone());
+        // A foreign waker's clone may run anything.
+        let mut new = Some(What::Wake(waker.clone()));
         let mut heap = self.heap.lock();
         let Some(entry) = heap.entry(key) else {
             drop(heap);
             return false;
         };
-        std::mem::swap(&mut entry.waker, &mut new);
+        std::mem::swap(&mut entry.what, &mut new);
         drop(heap);
         drop(new);
         true
     }
 
-    /// Ends the timer. Its waker, if it had not fired, is the caller's to drop.
-    pub(crate) fn cancel(&self, key: Key) -> Option<Waker> {
+    /// Ends the timer. What it held, if it had not fired, is the caller's to drop.
+    pub(crate) fn cancel(&self, key: Key) -> Option<What> {
         let mut heap = self.heap.lock();
-        let waker = heap.end(key)?;
+        let what = heap.end(key)?;
         if heap.queue.len() > 2 * heap.live {
             heap.sweep();
         }
         self.next_when.store(heap.next_when(), Ordering::Relaxed);
-        Some(waker)
+        Some(what)
     }
 
     /// Ends every timer that is due. Returns when the next one is.
@@ -125,13 +163,15 @@ impl Timers {
         }
         let mut heap = self.heap.lock();
         while let Some(&Reverse((when, slot, generation))) = heap.queue.peek() {
-            let waker = heap.entry(Key { slot, generation }).is_some();
-            if waker && when > now {
+            let alive = heap.entry(Key { slot, generation }).is_some();
+            if alive && when > now {
                 break;
             }
             heap.queue.pop();
-            if let Some(waker) = heap.end(Key { slot, generation }) {
-                list.wake(waker);
+            match heap.end(Key { slot, generation }) {
+                Some(What::Wake(waker)) => list.wake(waker),
+                Some(What::Alarm(alarm)) => list.add_alarm(alarm),
+                None => {}
             }
         }
         let next = heap.next_when();
@@ -145,7 +185,7 @@ impl Timers {
         heap.gone = true;
         for slot in 0..heap.slots.len() as u32 {
             let generation = heap.slots[slot as usize].generation;
-            if let Some(waker) = heap.end(Key { slot, generation }) {
+            if let Some(What::Wake(waker)) = heap.end(Key { slot, generation }) {
                 list.wake(waker);
             }
         }
@@ -157,17 +197,17 @@ impl Timers {
 impl Heap {
     /// The slot behind a key, while the timer waits.
     fn entry(&mut self, key: Key) -> Option<&mut Slot> {
-        self.slots.get_mut(key.slot as usize).filter(|s| s.generation == key.generation && s.waker.is_some())
+        self.slots.get_mut(key.slot as usize).filter(|s| s.generation == key.generation && s.what.is_some())
     }
 
     /// Frees the slot behind a key; the entry in the queue is dead from then on.
-    fn end(&mut self, key: Key) -> Option<Waker> {
+    fn end(&mut self, key: Key) -> Option<What> {
         let entry = self.entry(key)?;
-        let waker = entry.waker.take();
+        let what = entry.what.take();
         entry.generation = entry.generation.wrapping_add(1);
         self.free.push(key.slot);
         self.live -= 1;
-        waker
+        what
     }
 
     fn sweep(&mut self) {
@@ -220,7 +260,7 @@ mod tests {
         let timers = Timers::new();
         let (count, waker) = counter();
         for when in [30, 10, 20, 10] {
-            let _ = key(timers.insert(when, &waker));
+            let _ = key(timers.insert(when, What::Wake(waker.clone())));
         }
         assert_eq!(timers.next_when(), 10);
         for (now, fired, next) in [(9, 0, 10), (10, 2, 20), (25, 3, 30), (30, 4, NEVER)] {
@@ -234,10 +274,10 @@ mod tests {
     fn expire_and_cancel() {
         let timers = Timers::new();
         let (count, waker) = counter();
-        let old = key(timers.insert(10, &waker));
+        let old = key(timers.insert(10, What::Wake(waker.clone())));
         fire(&timers, 10);
         assert!(timers.cancel(old).is_none());
-        let new = key(timers.insert(10, &waker));
+        let new = key(timers.insert(10, What::Wake(waker.clone())));
         assert!(timers.cancel(old).is_none() && !timers.refresh(old, &waker));
         assert!(timers.cancel(new).is_some());
         fire(&timers, 10);
@@ -249,8 +289,8 @@ mod tests {
     fn zero_and_the_far_future() {
         let timers = Timers::new();
         let (count, waker) = counter();
-        let _ = key(timers.insert(NEVER - 1, &waker));
-        let _ = key(timers.insert(0, &waker));
+        let _ = key(timers.insert(NEVER - 1, What::Wake(waker.clone())));
+        let _ = key(timers.insert(0, What::Wake(waker.clone())));
         assert_eq!(fire(&timers, 0), NEVER - 1);
         assert_eq!(fire(&timers, NEVER - 1), NEVER);
         assert_eq!(count.0.load(Ordering::Relaxed), 2);
@@ -261,9 +301,9 @@ mod tests {
     fn cancel_does_not_pile_up() {
         let timers = Timers::new();
         let (count, waker) = counter();
-        let kept: Vec<_> = (0..100).map(|n| key(timers.insert(1_000_000 + n, &waker))).collect();
+        let kept: Vec<_> = (0..100).map(|n| key(timers.insert(1_000_000 + n, What::Wake(waker.clone())))).collect();
         for n in 0..10_000 {
-            assert!(timers.cancel(key(timers.insert(2_000_000 + n, &waker))).is_some());
+            assert!(timers.cancel(key(timers.insert(2_000_000 + n, What::Wake(waker.clone())))).is_some());
             let heap = timers.heap.lock();
             assert!(heap.queue.len() <= 2 * heap.live, "{} entries, {} alive", heap.queue.len(), heap.live);
         }
@@ -279,7 +319,7 @@ mod tests {
     fn refresh_and_expire_wakes_the_new_waker_only() {
         let timers = Timers::new();
         let ((old, old_waker), (new, new_waker)) = (counter(), counter());
-        let k = key(timers.insert(10, &old_waker));
+        let k = key(timers.insert(10, What::Wake(old_waker.clone())));
         assert!(timers.refresh(k, &new_waker));
         fire(&timers, 10);
         assert_eq!((old.0.load(Ordering::Relaxed), new.0.load(Ordering::Relaxed)), (0, 1));
@@ -289,12 +329,12 @@ mod tests {
     fn shut_wakes_and_refuses() {
         let timers = Timers::new();
         let (count, waker) = counter();
-        let k = key(timers.insert(10, &waker));
+        let k = key(timers.insert(10, What::Wake(waker.clone())));
         let mut list = WakeList::default();
         timers.shut(&mut list);
         list.deliver();
         assert_eq!(count.0.load(Ordering::Relaxed), 1);
-        assert!(matches!(timers.insert(10, &waker), Inserted::Gone));
+        assert!(matches!(timers.insert(10, What::Wake(waker.clone())), Inserted::Gone));
         assert!(timers.cancel(k).is_none());
     }
 }

@@ -4,12 +4,21 @@ use super::task::{self, G, GList};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::Waker;
 
-/// A slot whose turn was handed to one waiter while others still wait: looked at once more before an M goes idle.
+/// Names one slot in one generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Baton {
+pub(crate) struct SlotId {
     /// The descriptor's index, four times, plus which of its slots it is.
     pub(crate) slot: u32,
     pub(crate) fdseq: u32,
+}
+
+/// What the netpoller is to do about a slot because a time has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Alarm {
+    /// Its deadline may have passed.
+    Deadline(SlotId),
+    /// An operation is worth another try.
+    Retry(SlotId),
 }
 
 /// Collected under a lock, worked off without one: own tasks first, then foreign wakers, then what is only dropped.
@@ -27,7 +36,9 @@ struct Rest {
     foreign: Vec<Waker>,
     /// Wakers that nobody needs any more. Dropping one may run its owner's code.
     spent: Vec<Waker>,
-    batons: Vec<Baton>,
+    /// Slots whose turn was handed to one waiter while others still wait: looked at once more before an M goes idle.
+    batons: Vec<SlotId>,
+    alarms: Vec<Alarm>,
 }
 
 impl WakeList {
@@ -54,12 +65,20 @@ impl WakeList {
         }
     }
 
-    pub(crate) fn add_baton(&mut self, baton: Baton) {
+    pub(crate) fn add_baton(&mut self, baton: SlotId) {
         self.rest().batons.push(baton);
     }
 
-    pub(crate) fn take_batons(&mut self) -> Vec<Baton> {
+    pub(crate) fn take_batons(&mut self) -> Vec<SlotId> {
         self.rest.as_mut().map(|rest| std::mem::take(&mut rest.batons)).unwrap_or_default()
+    }
+
+    pub(crate) fn add_alarm(&mut self, alarm: Alarm) {
+        self.rest().alarms.push(alarm);
+    }
+
+    pub(crate) fn take_alarms(&mut self) -> Vec<Alarm> {
+        self.rest.as_mut().map(|rest| std::mem::take(&mut rest.alarms)).unwrap_or_default()
     }
 
     /// Schedules the own tasks wherever they belong, then wakes and drops the rest. For callers that are not a P.

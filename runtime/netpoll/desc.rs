@@ -3,9 +3,11 @@
 //! Descriptors are type-stable: their memory is never given back or moved while the netpoller lives, so an event for a
 //! socket that is gone finds a descriptor still, and the generation in the slot's word tells it off (traps P1, P11, P18).
 
+use super::deadline::{Deadline, Refused};
 use super::slot::{Shut, Slot, Start};
 use crate::runtime::sync::Mutex;
-use crate::runtime::wake_list::{Baton, WakeList};
+use crate::runtime::timer::Timers;
+use crate::runtime::wake_list::{SlotId, WakeList};
 use std::io;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -37,6 +39,9 @@ pub(crate) struct PollDesc {
     pub(crate) write: Slot,
     /// The lock that a `write_all` holds from its first byte to its last: READY is free, and no edge ever comes.
     pub(crate) write_lock: Slot,
+    pub(crate) read_deadline: Deadline,
+    /// Also that of the wait for the lock.
+    pub(crate) write_deadline: Deadline,
     /// The generation in use; changed under the table's lock only.
     fdseq: AtomicU32,
 }
@@ -44,13 +49,34 @@ pub(crate) struct PollDesc {
 impl PollDesc {
     fn new(index: u32) -> Self {
         let slot = |n| Slot::new(index * 4 + n);
-        PollDesc { read: slot(0), write: slot(1), write_lock: slot(2), fdseq: AtomicU32::new(0) }
+        PollDesc {
+            read: slot(0),
+            write: slot(1),
+            write_lock: slot(2),
+            read_deadline: Deadline::new(),
+            write_deadline: Deadline::new(),
+            fdseq: AtomicU32::new(0),
+        }
     }
 
-    pub(crate) fn shut(&self, how: Shut, list: &mut WakeList) {
-        self.read.shut(how, list);
-        self.write.shut(how, list);
-        self.write_lock.shut(how, list);
+    pub(crate) fn side(&self, write: bool) -> &Slot {
+        if write { &self.write } else { &self.read }
+    }
+
+    pub(crate) fn deadline(&self, write: bool) -> &Deadline {
+        if write { &self.write_deadline } else { &self.read_deadline }
+    }
+
+    /// What a deadline refuses.
+    pub(crate) fn refused(&self, token: Token, write: bool) -> Refused<'_> {
+        let id = SlotId { slot: token.index * 4 + u32::from(write), fdseq: token.fdseq };
+        Refused { id, slot: self.side(write), lock: write.then_some(&self.write_lock) }
+    }
+
+    pub(crate) fn shut(&self, fdseq: u32, how: Shut, list: &mut WakeList) {
+        for slot in [&self.read, &self.write, &self.write_lock] {
+            slot.shut(fdseq, how, list);
+        }
     }
 }
 
@@ -85,9 +111,9 @@ impl Table {
         self.blocks.get(block)?.get()?.get(offset)
     }
 
-    pub(crate) fn slot(&self, baton: Baton) -> Option<&Slot> {
-        let desc = self.get(baton.slot / 4)?;
-        Some([&desc.read, &desc.write, &desc.write_lock][baton.slot as usize % 4])
+    pub(crate) fn slot(&self, id: SlotId) -> Option<&Slot> {
+        let desc = self.get(id.slot / 4)?;
+        Some([&desc.read, &desc.write, &desc.write_lock][id.slot as usize % 4])
     }
 
     /// Takes a descriptor into use. `None`: the runtime is gone.
@@ -116,7 +142,7 @@ impl Table {
     }
 
     /// Ends a generation. The caller has taken the descriptor out of the kernel's set, and nobody waits on it.
-    pub(crate) fn free(&self, token: Token, list: &mut WakeList) {
+    pub(crate) fn free(&self, token: Token, timers: &Timers, list: &mut WakeList) {
         let Some(desc) = self.get(token.index) else { return };
         let mut alloc = self.alloc.lock();
         // Under the lock, so that `shut_all` meets either this generation, still whole, or none.
@@ -124,6 +150,8 @@ impl Table {
         desc.read.retire(list);
         desc.write.retire(list);
         desc.write_lock.retire(list);
+        desc.read_deadline.retire(timers);
+        desc.write_deadline.retire(timers);
         alloc.free.push(token.index);
     }
 
@@ -133,7 +161,7 @@ impl Table {
         alloc.shut = true;
         for index in 0..alloc.used {
             if let Some(desc) = self.get(index) {
-                desc.shut(Shut::Gone, list);
+                desc.shut(desc.fdseq.load(Ordering::Relaxed), Shut::Gone, list);
             }
         }
     }
@@ -179,7 +207,7 @@ mod tests {
         let mut list = WakeList::default();
         let old = table.alloc(Start::Nil, Start::Nil).unwrap().unwrap();
         let address = std::ptr::from_ref(table.get(old.index).unwrap());
-        table.free(old, &mut list);
+        table.free(old, &Timers::new(), &mut list);
         let new = table.alloc(Start::Nil, Start::Nil).unwrap().unwrap();
         assert_eq!(new.index, old.index);
         assert_ne!(new.fdseq, old.fdseq);
@@ -200,6 +228,6 @@ mod tests {
         table.shut_all(&mut list);
         assert_eq!(table.get(token.index).unwrap().read.ready(), Err(Shut::Gone));
         assert_eq!(table.alloc(Start::Try, Start::Try).unwrap(), None);
-        table.free(token, &mut list);
+        table.free(token, &Timers::new(), &mut list);
     }
 }

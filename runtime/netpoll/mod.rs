@@ -14,6 +14,7 @@
 //! not have begun (traps P4 and P24; Go lets them overlap and checks the delay instead).
 
 mod brk;
+mod deadline;
 pub(crate) mod desc;
 mod epoll;
 pub(crate) mod slot;
@@ -23,9 +24,10 @@ mod tests;
 pub(crate) use brk::Break;
 pub(crate) use epoll::Wait;
 
-use crate::runtime::sync::{Mutex, UnsafeCell, spin};
+use crate::runtime::sync::{Mutex, UnsafeCell, fence, spin};
 use crate::runtime::sys::Events;
-use crate::runtime::wake_list::{Baton, WakeList};
+use crate::runtime::timer::{Clock, Inserted, Timers, What};
+use crate::runtime::wake_list::{Alarm, SlotId, WakeList};
 use desc::{PollDesc, Table, Token};
 use epoll::{Epoll, Event};
 use slot::Start;
@@ -47,7 +49,11 @@ pub(crate) struct Netpoll {
     poll_until: AtomicU64,
     /// Somebody has polled since sysmon last looked (Go's `sched.lastpoll` holds the time).
     polled: AtomicBool,
-    batons: Mutex<Vec<Baton>>,
+    pub(crate) clock: Clock,
+    /// Deadlines and other alarms of descriptors. Go keeps them with the Ps' timers; but here a socket may be used where
+    /// there is no P.
+    timers: Timers,
+    batons: Mutex<Vec<SlotId>>,
     /// How many `batons` there are, so that nobody takes the lock for none.
     baton_count: AtomicUsize,
 }
@@ -73,6 +79,8 @@ impl Netpoll {
             brk: Break::new(),
             poll_until: AtomicU64::new(0),
             polled: AtomicBool::new(false),
+            clock: Clock::new(),
+            timers: Timers::new(),
             batons: Mutex::new(Vec::new()),
             baton_count: AtomicUsize::new(0),
         })
@@ -98,13 +106,53 @@ impl Netpoll {
 
     fn free(&self, token: Token) {
         let mut list = WakeList::default();
-        self.table.free(token, &mut list);
+        self.table.free(token, &self.timers, &mut list);
         list.deliver();
     }
 
     /// The descriptor behind a token that is in use.
     pub(crate) fn desc(&self, token: Token) -> &PollDesc {
         self.table.get(token.index).expect("a token names a descriptor that exists")
+    }
+
+    /// Sets the deadline of reading or of writing; `NEVER` is none. Go's `poll_runtime_pollSetDeadline`.
+    pub(crate) fn set_deadline(&self, token: Token, write: bool, when: u64, list: &mut WakeList) {
+        let (desc, passed) = (self.desc(token), self.clock.has_come(when));
+        let deadline = desc.deadline(write);
+        if (passed || !deadline.postpone(when))
+            && deadline.set(when, passed, desc.refused(token, write), &self.timers, list)
+        {
+            self.timer_added(when);
+        }
+    }
+
+    /// As if the descriptor had news at that time: an operation is worth another try.
+    pub(crate) fn retry_at(&self, token: Token, write: bool, when: u64) {
+        let alarm = Alarm::Retry(self.desc(token).refused(token, write).id);
+        if let Inserted::Waiting { earliest: true, .. } = self.timers.insert(when, What::Alarm(alarm)) {
+            self.timer_added(when);
+        }
+    }
+
+    /// When the first deadline or other alarm is due.
+    pub(crate) fn next_alarm(&self) -> u64 {
+        self.timers.next_when()
+    }
+
+    /// Sees to the deadlines and other alarms that are due.
+    pub(crate) fn ring_alarms(&self, now: u64, list: &mut WakeList) {
+        self.timers.expire(now, list);
+        for alarm in list.take_alarms() {
+            let (Alarm::Deadline(id) | Alarm::Retry(id)) = alarm;
+            let (token, write) = (Token { index: id.slot / 4, fdseq: id.fdseq }, id.slot % 4 == 1);
+            let desc = self.desc(token);
+            if let Alarm::Retry(_) = alarm {
+                desc.side(write).edge(id.fdseq, false, list);
+            } else if desc.deadline(write).fire(now, desc.refused(token, write), &self.timers, list) {
+                self.timer_added(self.timers.next_when());
+            }
+        }
+        self.keep_batons(list);
     }
 
     /// Wakes every waiter; later operations and registrations are refused.
@@ -177,10 +225,12 @@ impl Netpoll {
         self.poll_until.store(when, Ordering::Relaxed);
     }
 
-    /// A timer was added: ends the wait of a poller that would sleep past it. Go's `wakeNetPoller`.
-    pub(crate) fn wake_net_poller(&self, when: u64) {
-        // The caller's fence(SeqCst) lies between its timer and this load; the poller's between its store and its look
-        // at the timers: one of the two sees the other.
+    /// A timer was added that comes before all others: ends the wait of a poller that would sleep past it. Go's
+    /// `wakeNetPoller`.
+    pub(crate) fn timer_added(&self, when: u64) {
+        // Pairs with the poller's fence between `set_poll_until` and its look at the timers: one of the two sees the
+        // other.
+        fence(Ordering::SeqCst);
         if self.poll_until.load(Ordering::Relaxed) > when {
             self.netpoll_break();
         }

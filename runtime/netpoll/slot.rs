@@ -21,17 +21,18 @@
 //! | TURN | an edge came while the lock was held: its holder chooses | `edge` | `unlock` |
 //! | CUT | a short read proves nothing any more (traps P14, P25) | `edge` | `open` |
 //! | CLOSED, GONE | operations are refused: the socket was closed, its runtime is gone | `shut` | `open` |
+//! | EXPIRED | operations are refused: the deadline has passed | `shut` | `renew`, `open` |
 //!
 //! The upper half of the word is the generation (Go's `fdseq`), so that an event for an earlier socket changes nothing,
 //! decided by the same atomic operation that would have changed it (trap P1).
 //!
 //! **The turn.** An edge chooses the first waiter. Whoever was chosen and leaves something in the kernel, or is dropped
 //! before it tried, chooses the next (`finish`, `leave`). A chosen future may also never be polled again (trap P23):
-//! so an edge that leaves others waiting also leaves a [`Baton`], and `pass` looks once more before an M goes idle.
+//! so an edge that leaves others waiting also leaves a baton, and `pass` looks once more before an M goes idle.
 
 use crate::runtime::sync::{AtomicU64, Ordering, UnsafeCell, spin};
 use crate::runtime::task;
-use crate::runtime::wake_list::{Baton, WakeList};
+use crate::runtime::wake_list::{SlotId, WakeList};
 use std::collections::VecDeque;
 use std::task::Waker;
 
@@ -43,18 +44,21 @@ const TURN: u64 = 1 << 4;
 const CUT: u64 = 1 << 5;
 const CLOSED: u64 = 1 << 6;
 const GONE: u64 = 1 << 7;
-const SHUT: u64 = CLOSED | GONE;
+const EXPIRED: u64 = 1 << 8;
+const SHUT: u64 = CLOSED | GONE | EXPIRED;
 const FDSEQ: u32 = 32;
 
 /// Release: the unlocker publishes the waiters. Pairs with the Acquire of `lock` and of `edge`.
 const UNLOCK: Ordering =
     if cfg!(gopark_mutant = "slot_unlock_relaxed") { Ordering::Relaxed } else { Ordering::Release };
 
-/// Why a slot takes no more operations.
+/// Why a slot takes no operations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Shut {
     Closed,
     Gone,
+    /// Until the deadline is set anew.
+    Expired,
 }
 
 /// What `open` takes for known about a direction.
@@ -116,7 +120,7 @@ struct Waiters {
 pub(crate) struct Slot {
     word: AtomicU64,
     waiters: UnsafeCell<Waiters>,
-    /// See [`Baton::slot`].
+    /// See [`SlotId::slot`].
     id: u32,
 }
 
@@ -248,15 +252,30 @@ impl Slot {
         }
     }
 
-    /// Refuses operations from now on and wakes everybody.
-    pub(crate) fn shut(&self, how: Shut, list: &mut WakeList) {
-        self.lock();
-        let flag = if how == Shut::Closed { CLOSED } else { GONE };
-        // AcqRel: whoever is woken by this sees the flag.
-        self.word.fetch_or(flag, Ordering::AcqRel);
-        // SAFETY: this thread holds the lock.
-        self.waiters.with_mut(|w| unsafe { &mut *w }.take_all(list));
+    /// Refuses operations of generation `fdseq` from now on and wakes everybody.
+    pub(crate) fn shut(&self, fdseq: u32, how: Shut, list: &mut WakeList) {
+        if fdseq_of(self.lock()) == fdseq {
+            let flag = match how {
+                Shut::Closed => CLOSED,
+                Shut::Gone => GONE,
+                Shut::Expired => EXPIRED,
+            };
+            // AcqRel: whoever is woken by this sees the flag.
+            self.word.fetch_or(flag, Ordering::AcqRel);
+            // SAFETY: this thread holds the lock.
+            self.waiters.with_mut(|w| unsafe { &mut *w }.take_all(list));
+        }
         self.unlock(list);
+    }
+
+    /// The deadline was set anew: operations are taken again.
+    pub(crate) fn renew(&self) {
+        // Relaxed: `deadline.rs` calls this and `shut` under its lock, and no operation depends on what came before.
+        self.word.fetch_and(!EXPIRED, Ordering::Relaxed);
+    }
+
+    pub(crate) fn fdseq(&self) -> u32 {
+        fdseq_of(self.word.load(Ordering::Relaxed))
     }
 
     /// Ends the generation: late events pass by, kept wakers go. Nobody borrows the descriptor any more.
@@ -318,7 +337,7 @@ impl Slot {
             !waiters.is_empty()
         });
         if others {
-            list.add_baton(Baton { slot: self.id, fdseq: fdseq_of(word) });
+            list.add_baton(SlotId { slot: self.id, fdseq: fdseq_of(word) });
         }
     }
 }
@@ -327,7 +346,8 @@ fn shut_of(word: u64) -> Option<Shut> {
     match word & SHUT {
         0 => None,
         flags if flags & CLOSED != 0 => Some(Shut::Closed),
-        _ => Some(Shut::Gone),
+        flags if flags & GONE != 0 => Some(Shut::Gone),
+        _ => Some(Shut::Expired),
     }
 }
 

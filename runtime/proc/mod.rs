@@ -15,9 +15,9 @@ use super::idle::{Idle, MId, PId};
 use super::netpoll::Netpoll;
 use super::park::Parker;
 use super::queue::{Global, Local, Remote};
-use super::sync::{AtomicPtr, fence};
+use super::sync::AtomicPtr;
 use super::task::{self, G, JoinHandle, OwnedTasks, TaskInfo};
-use super::timer::{Inserted, Key, Timers};
+use super::timer::{Inserted, Key, Timers, What};
 use super::wake_list::{WakeList, caught};
 use std::any::Any;
 use std::cell::{Cell, RefCell};
@@ -59,7 +59,6 @@ pub(crate) struct Sched {
     /// Closures of `spawn_blocking` that no thread has begun.
     blocking: Global,
     owned: OwnedTasks,
-    clock: Clock,
     pub(crate) netpoll: Arc<Netpoll>,
     pub(crate) config: Config,
     stopping: AtomicBool,
@@ -94,36 +93,18 @@ pub(crate) struct P {
 /// A heap of timers together with the poller that sleeps until the first of them. What a sleep holds.
 pub(crate) struct TimerHeap {
     timers: Timers,
-    clock: Clock,
     netpoll: Arc<Netpoll>,
     sched: Weak<Sched>,
 }
 
-/// The runtime's nanoseconds, counted from its start.
-#[derive(Clone, Copy)]
-pub(crate) struct Clock(Instant);
-
-impl Clock {
-    pub(crate) fn now(self) -> u64 {
-        self.when(Instant::now())
-    }
-
-    /// The past is 0; what lies centuries ahead is as good as never, yet not `NEVER`.
-    pub(crate) fn when(self, at: Instant) -> u64 {
-        u64::try_from(at.saturating_duration_since(self.0).as_nanos()).unwrap_or(u64::MAX).min(u64::MAX - 1)
-    }
-}
-
 impl TimerHeap {
     pub(crate) fn insert(&self, deadline: Instant, waker: &Waker) -> Option<Key> {
-        let when = self.clock.when(deadline);
-        match self.timers.insert(when, waker) {
+        let when = self.netpoll.clock.when(deadline);
+        match self.timers.insert(when, What::Wake(waker.clone())) {
             Inserted::Gone => None,
             Inserted::Waiting { key, earliest } => {
                 if earliest {
-                    // Pairs with the poller's fence between `set_poll_until` and its look at the timers.
-                    fence(Ordering::SeqCst);
-                    self.netpoll.wake_net_poller(when);
+                    self.netpoll.timer_added(when);
                 }
                 Some(key)
             }
@@ -179,18 +160,16 @@ fn current<R>(f: impl FnOnce(Option<&M>) -> R) -> R {
 
 impl Sched {
     pub(crate) fn new(config: Config) -> io::Result<Arc<Sched>> {
-        let clock = Clock(Instant::now());
         let netpoll = Arc::new(Netpoll::new()?);
         Ok(Arc::new_cyclic(|this| Sched {
             this: this.clone(),
             idle: Idle::new(config.procs),
             global: Global::new(),
             // One more than there are Ps: the last has timers only, for threads without a P.
-            ps: (0..=config.procs).map(|_| P::new(clock, &netpoll, this)).collect(),
+            ps: (0..=config.procs).map(|_| P::new(&netpoll, this)).collect(),
             ms: Mutex::default(),
             blocking: Global::new(),
             owned: OwnedTasks::new(config.procs as usize),
-            clock,
             netpoll,
             config,
             stopping: AtomicBool::new(false),
@@ -243,7 +222,8 @@ impl Sched {
 
     /// When the first timer of all is due.
     pub(crate) fn next_timer(&self) -> u64 {
-        self.ps.iter().map(|p| p.timers.timers.next_when()).min().unwrap_or(super::timer::NEVER)
+        let sleeps = self.ps.iter().map(|p| p.timers.timers.next_when());
+        sleeps.fold(self.netpoll.next_alarm(), u64::min)
     }
 
     /// Ends every timer that is due.
@@ -251,6 +231,7 @@ impl Sched {
         for p in &self.ps {
             p.timers.timers.expire(now, list);
         }
+        self.netpoll.ring_alarms(now, list);
     }
 
     /// Is there a task that an idle M could take?
@@ -259,7 +240,7 @@ impl Sched {
     }
 
     pub(crate) fn now(&self) -> u64 {
-        self.clock.now()
+        self.netpoll.clock.now()
     }
 
     pub(crate) fn stopping(&self) -> bool {
@@ -415,13 +396,13 @@ impl task::Schedule for Sched {
 }
 
 impl P {
-    fn new(clock: Clock, netpoll: &Arc<Netpoll>, sched: &Weak<Sched>) -> P {
+    fn new(netpoll: &Arc<Netpoll>, sched: &Weak<Sched>) -> P {
         let (timers, netpoll, sched) = (Timers::new(), netpoll.clone(), sched.clone());
         P {
             holder: AtomicPtr::new(ptr::null_mut()),
             schedtick: AtomicU32::new(0),
             attention: AtomicBool::new(false),
-            timers: Arc::new(TimerHeap { timers, clock, netpoll, sched }),
+            timers: Arc::new(TimerHeap { timers, netpoll, sched }),
         }
     }
 

@@ -54,7 +54,7 @@ impl Op {
 struct Socket {
     slot: Slot,
     bytes: AtomicU32,
-    batons: loom::sync::Mutex<Vec<Baton>>,
+    batons: loom::sync::Mutex<Vec<SlotId>>,
 }
 
 const SEQ: u32 = 7;
@@ -312,7 +312,7 @@ fn a_waiter_wakes_and_sees_shut() {
     for how in [Shut::Closed, Shut::Gone] {
         loom::model(move || {
             let socket = Socket::new(Start::Nil, 0);
-            let closer = with(&socket, move |socket| socket.serve(|slot, list| slot.shut(how, list)));
+            let closer = with(&socket, move |socket| socket.serve(|slot, list| slot.shut(SEQ, how, list)));
             let mut op = Op::new();
             let polled = socket.poll_op(&mut op);
             closer.join().unwrap();
@@ -331,7 +331,7 @@ fn shut_meets_an_edge_and_every_waiter_wakes() {
         let socket = Socket::new(Start::Nil, 0);
         let ops = [socket.waiting(), socket.waiting()];
         let kernel = with(&socket, |socket| socket.arrive(1));
-        socket.serve(|slot, list| slot.shut(Shut::Closed, list));
+        socket.serve(|slot, list| slot.shut(SEQ, Shut::Closed, list));
         kernel.join().unwrap();
         assert!(ops.iter().all(Op::woken));
         assert_eq!(socket.slot.ready(), Err(Shut::Closed));

@@ -45,7 +45,7 @@ impl Op {
 
 struct Rigged {
     slot: Slot,
-    batons: Vec<Baton>,
+    batons: Vec<SlotId>,
 }
 
 const SEQ: u32 = u32::MAX;
@@ -396,7 +396,7 @@ fn shut_and_everything() {
         assert!(slot.go());
         let (mut ops, poll) = (waiting::<3>(&mut slot), Op::new());
         assert!(slot.arm_poll(&poll));
-        slot.serve(|slot, list| slot.shut(how, list));
+        slot.serve(|slot, list| slot.shut(SEQ, how, list));
         assert_eq!((wakes(&ops), poll.wakes(), poll.copies()), (vec![1; 3], 1, 0));
         slot.edge();
         assert_eq!((slot.slot.ready(), slot.slot.begin()), (Err(how), Begin::Shut(how)));
@@ -405,7 +405,7 @@ fn shut_and_everything() {
             slot.leave(op, true);
             assert_eq!((op.wakes(), op.copies()), (1, 0));
         }
-        slot.serve(|slot, list| slot.shut(Shut::Closed, list));
+        slot.serve(|slot, list| slot.shut(SEQ, Shut::Closed, list));
         assert_eq!(slot.slot.ready(), Err(Shut::Closed), "the user's own word counts more");
     }
 }
@@ -531,7 +531,7 @@ fn own_and_foreign_waiters() {
     let mut op = Op::new();
     let mut list = WakeList::default();
     assert!(slot.arm(Waiter::Op(&mut op.ticket), &op.waker, true, &mut list));
-    slot.shut(Shut::Gone, &mut list);
+    slot.shut(SEQ, Shut::Gone, &mut list);
     assert_eq!((list.gs.len(), op.wakes()), (2, 0));
     for join in &joins {
         let g = list.pop().unwrap();
