@@ -11,6 +11,7 @@ pub(crate) mod netpoll;
 #[cfg(gopark_loom)]
 pub(crate) mod netpoll {
     mod brk;
+    mod deadline;
     pub(crate) mod slot;
 }
 pub(crate) mod park;
@@ -24,13 +25,11 @@ pub(crate) mod queue;
 #[allow(clippy::module_inception)]
 pub(crate) mod runtime;
 pub(crate) mod sync;
-#[cfg(not(gopark_loom))]
 pub(crate) mod sys;
 #[cfg(not(gopark_loom))]
 mod sysmon;
 pub(crate) mod task;
 #[cfg(not(gopark_loom))]
 pub(crate) mod time;
-#[cfg(not(gopark_loom))]
 pub(crate) mod timer;
 pub(crate) mod wake_list;

@@ -309,7 +309,7 @@ fn a_baton_and_an_edge_wake_every_waiter() {
 /// Whoever waits is woken and sees why; whoever comes too late to wait is refused.
 #[test]
 fn a_waiter_wakes_and_sees_shut() {
-    for how in [Shut::Closed, Shut::Gone] {
+    for how in [Shut::Closed, Shut::Gone, Shut::Expired] {
         loom::model(move || {
             let socket = Socket::new(Start::Nil, 0);
             let closer = with(&socket, move |socket| socket.serve(|slot, list| slot.shut(SEQ, how, list)));
@@ -335,6 +335,40 @@ fn shut_meets_an_edge_and_every_waiter_wakes() {
         kernel.join().unwrap();
         assert!(ops.iter().all(Op::woken));
         assert_eq!(socket.slot.ready(), Err(Shut::Closed));
+    });
+}
+
+/// Two wait. An edge comes, the first is dropped, the deadline passes and is set anew, all at once: the second is woken,
+/// and then reads the byte, or else the deadline was what woke it.
+#[test]
+fn an_edge_a_drop_and_a_deadline() {
+    bounded(3, || {
+        let socket = Socket::new(Start::Nil, 0);
+        let (first, mut second) = (socket.waiting(), socket.waiting());
+        let kernel = with(&socket, |socket| socket.arrive(1));
+        let deadline = with(&socket, |socket| {
+            socket.serve(|slot, list| slot.shut(SEQ, Shut::Expired, list));
+            socket.slot.renew();
+        });
+        socket.drop_op(first);
+        kernel.join().unwrap();
+        deadline.join().unwrap();
+        assert!(second.woken());
+        assert_eq!(socket.poll_op(&mut second), DONE);
+    });
+}
+
+/// A close and a deadline at once: whoever waits is woken, and the close is what counts.
+#[test]
+fn a_close_and_a_deadline() {
+    loom::model(|| {
+        let socket = Socket::new(Start::Nil, 0);
+        let mut op = socket.waiting();
+        let deadline = with(&socket, |socket| socket.serve(|slot, list| slot.shut(SEQ, Shut::Expired, list)));
+        socket.serve(|slot, list| slot.shut(SEQ, Shut::Closed, list));
+        deadline.join().unwrap();
+        assert!(op.woken());
+        assert_eq!(socket.poll_op(&mut op), Poll::Ready(Err(Shut::Closed)));
     });
 }
 
