@@ -12,8 +12,8 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use support::watchdog;
 
-const SERVERS: [&str; 2] = ["echo", "http_hello"];
-const ALL: [&str; 3] = ["echo", "http_hello", "echo_load"];
+const SERVERS: [&str; 3] = ["echo", "http_hello", "idle"];
+const ALL: [&str; 4] = ["echo", "http_hello", "idle", "echo_load"];
 
 /// An example, ready to be started. It does not outlive the test, even if that is aborted.
 fn example(name: &str, args: &[&str]) -> Command {
@@ -492,6 +492,19 @@ fn echo_load_measures_echo_and_leaves_nothing_open() {
     }
     // Two workers, two of their deputies at most, sysmon, and main.
     assert!(server.threads() <= 6, "{} threads", server.threads());
+}
+
+#[test]
+fn idle_says_what_a_connection_takes_and_that_all_echo() {
+    let _watchdog = watchdog(60);
+    for workers in ["1", "2"] {
+        let output = example("idle", &["--conns", "50", "--workers", workers]).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let [_, took, echo] = text(&output.stdout).lines().collect::<Vec<_>>()[..] else { panic!("three lines") };
+        assert!(took.starts_with("50 idle connections took ") && took.ends_with(" bytes each"), "{took}");
+        assert_eq!(echo, "all of them echo");
+    }
+    assert_refused(&example("idle", &["--conns", "999999"]).output().unwrap(), "--conns 999999");
 }
 
 /// An echo server that does something to what it sends back.

@@ -3,9 +3,11 @@
 use crate::args::{Args, fail};
 use gopark::net::{TcpListener, TcpStream};
 use gopark::time::{Duration, sleep};
+use gopark::{Builder, Runtime};
 use std::io::{self, Write};
 
 /// Listens as the command line says, and hands each connection to a task of its own. Returns only by ending the program.
+#[allow(dead_code, reason = "`idle` takes the steps one by one")]
 pub(crate) fn run<F>(help: &str, default_addr: &str, connection: fn(TcpStream) -> F) -> !
 where
     F: Future<Output = ()> + Send + 'static,
@@ -17,23 +19,32 @@ where
     if let Err(error) = gopark::net::raise_nofile_limit() {
         say(format_args!("the limit of open descriptors stays as it is: {error}"));
     }
-    let builder = gopark::Builder::new();
-    let builder = if let Some(n) = workers { builder.workers(n) } else { builder };
-    let runtime = builder.build().unwrap_or_else(|error| fail(error));
-    let outcome = runtime.run(async move {
-        let listener = TcpListener::bind(addr).await?;
-        let mut stdout = io::stdout();
-        writeln!(stdout, "listening on {}", listener.local_addr()?)?;
-        stdout.flush()?;
-        accept(listener, connection).await
-    });
+    let outcome = runtime(workers).run(async move { accept(listen(addr).await?, connection).await });
     match outcome {
         Err(error) => fail(error),
     }
 }
 
+pub(crate) fn runtime(workers: Option<usize>) -> Runtime {
+    let builder = Builder::new();
+    let builder = if let Some(n) = workers { builder.workers(n) } else { builder };
+    builder.build().unwrap_or_else(|error| fail(error))
+}
+
+/// Listens, and says where.
+pub(crate) async fn listen(addr: String) -> io::Result<TcpListener> {
+    let listener = TcpListener::bind(addr).await?;
+    let mut stdout = io::stdout();
+    writeln!(stdout, "listening on {}", listener.local_addr()?)?;
+    stdout.flush()?;
+    Ok(listener)
+}
+
 /// For ever: nothing that a connection does may end the server.
-async fn accept<F>(listener: TcpListener, connection: fn(TcpStream) -> F) -> io::Result<std::convert::Infallible>
+pub(crate) async fn accept<F>(
+    listener: TcpListener,
+    connection: fn(TcpStream) -> F,
+) -> io::Result<std::convert::Infallible>
 where
     F: Future<Output = ()> + Send + 'static,
 {

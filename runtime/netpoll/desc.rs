@@ -33,17 +33,20 @@ impl Token {
 pub(crate) const MAX_INDEX: u32 = u32::MAX / 4;
 
 /// What the netpoller knows of one open descriptor.
+///
+/// Four cache lines; an edge for readers touches the first alone.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub(crate) struct PollDesc {
     pub(crate) read: Slot,
+    /// The generation in use; changed under the table's lock only.
+    fdseq: AtomicU32,
     pub(crate) write: Slot,
     /// The lock that a `write_all` holds from its first byte to its last: READY is free, and no edge ever comes.
     pub(crate) write_lock: Slot,
     pub(crate) read_deadline: Deadline,
     /// Also that of the wait for the lock.
     pub(crate) write_deadline: Deadline,
-    /// The generation in use; changed under the table's lock only.
-    fdseq: AtomicU32,
 }
 
 impl PollDesc {
@@ -51,11 +54,11 @@ impl PollDesc {
         let slot = |n| Slot::new(index * 4 + n);
         PollDesc {
             read: slot(0),
+            fdseq: AtomicU32::new(0),
             write: slot(1),
             write_lock: slot(2),
             read_deadline: Deadline::new(),
             write_deadline: Deadline::new(),
-            fdseq: AtomicU32::new(0),
         }
     }
 
@@ -80,9 +83,11 @@ impl PollDesc {
     }
 }
 
-/// The first block's size; each further block is twice the one before.
-const BLOCK: u32 = 64;
-const BLOCKS: usize = 25;
+/// The first blocks' size. After each `EQUALS` blocks it doubles: few blocks for many descriptors, and at most one in
+/// `EQUALS` of them unused.
+const BLOCK: u32 = 16;
+const EQUALS: u32 = 8;
+const BLOCKS: usize = place(MAX_INDEX).0 + 1;
 
 /// All descriptors of one netpoller.
 #[derive(Debug)]
@@ -131,9 +136,8 @@ impl Table {
             None => return Err(io::Error::other("the netpoller has no descriptor left")),
         };
         let (block, offset) = place(index);
-        let first = index - offset as u32;
-        let size = BLOCK << block;
-        let desc = &self.blocks[block].get_or_init(|| (first..first + size).map(PollDesc::new).collect())[offset];
+        let indices = || first(block as u32)..first(block as u32 + 1);
+        let desc = &self.blocks[block].get_or_init(|| indices().map(PollDesc::new).collect())[offset];
         let fdseq = desc.fdseq.load(Ordering::Relaxed);
         desc.read.open(fdseq, read);
         desc.write.open(fdseq, write);
@@ -168,10 +172,17 @@ impl Table {
 }
 
 /// Which block an index lies in, and where in it.
-fn place(index: u32) -> (usize, usize) {
-    let n = index / BLOCK + 1;
-    let block = n.ilog2();
-    (block as usize, (index - BLOCK * ((1 << block) - 1)) as usize)
+const fn place(index: u32) -> (usize, usize) {
+    let n = index / BLOCK + EQUALS;
+    let doubled = (n / EQUALS).ilog2();
+    let block = (doubled * EQUALS) + (n >> doubled) - EQUALS;
+    (block as usize, (index - first(block)) as usize)
+}
+
+/// The first index of a block.
+const fn first(block: u32) -> u32 {
+    let (doubled, within) = (block / EQUALS, block % EQUALS);
+    (((EQUALS + within) << doubled) - EQUALS) * BLOCK
 }
 
 #[cfg(all(test, not(gopark_loom)))]
@@ -184,11 +195,12 @@ mod tests {
         for index in 0..100_000 {
             assert_eq!(place(index), expected);
             expected.1 += 1;
-            if expected.1 == (BLOCK as usize) << expected.0 {
+            if expected.1 == (BLOCK as usize) << (expected.0 / EQUALS as usize) {
                 expected = (expected.0 + 1, 0);
             }
         }
-        assert!(place(MAX_INDEX - 1).0 < BLOCKS);
+        let (block, offset) = place(MAX_INDEX - 1);
+        assert_eq!(first(block as u32) + offset as u32, MAX_INDEX - 1);
     }
 
     /// Traps P1 and P2: every bit of the token counts.
