@@ -11,12 +11,14 @@ mod fd;
 mod limit;
 mod listen;
 mod resolve;
+mod socket;
+mod split;
+mod stream;
 mod sys;
 mod tcp;
-mod tcp_split;
 
 pub use crate::runtime::poll_gate::{Closed, RuntimeGone};
 pub use limit::raise_nofile_limit;
 pub use resolve::{ToSocketAddrs, lookup_host};
+pub use split::{OwnedReadHalf, OwnedWriteHalf, ReadHalf, ReuniteError, WriteHalf};
 pub use tcp::{Incoming, TcpListener, TcpStream};
-pub use tcp_split::{OwnedReadHalf, OwnedWriteHalf, ReadHalf, ReuniteError, WriteHalf};
