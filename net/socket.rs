@@ -1,6 +1,7 @@
 //! What all sockets share. Macros where it is public: to the outside, each socket is a type of its own.
 
 use super::fd::{Fd, Transfer};
+use super::sys::Received;
 use socket2::SockRef;
 use std::net::Shutdown;
 use std::os::fd::AsFd;
@@ -15,8 +16,15 @@ pub trait HasFd {
     fn fd(&self) -> &Fd<Self::Io>;
 }
 
-/// Something whole: a connection, a datagram, each with its address. It never shows that the kernel was drained.
+/// Something whole: a connection and its address, say. It never shows that the kernel was drained.
 impl<A, B> Transfer for (A, B) {
+    fn is_short(&self, _asked: usize) -> bool {
+        false
+    }
+}
+
+/// Likewise.
+impl<A> Transfer for Received<A> {
     fn is_short(&self, _asked: usize) -> bool {
         false
     }

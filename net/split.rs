@@ -5,6 +5,7 @@ use super::socket::{HasFd, read_side, write_side};
 use super::stream::{async_read, async_write, reads, writes};
 use super::sys;
 use super::tcp::TcpStream;
+use super::unix::UnixStream;
 use crate::runtime::poll_gate::Side;
 use futures_io::{AsyncRead, AsyncWrite};
 use socket2::SockRef;
@@ -100,7 +101,7 @@ macro_rules! split {
     )*};
 }
 
-split! { TcpStream }
+split! { TcpStream UnixStream }
 
 impl<S: HasFd> OwnedReadHalf<S> {
     /// Puts the connection together again.
