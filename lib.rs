@@ -65,3 +65,9 @@ pub mod time {
     pub use crate::runtime::time::*;
     pub use std::time::{Duration, Instant};
 }
+
+/// Descriptors that are not sockets.
+#[cfg(not(gopark_loom))]
+pub mod io {
+    pub use crate::net::poll_fd::PollFd;
+}

@@ -13,7 +13,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 /// An open socket `T`, registered with the netpoller. Dropping it takes it out and closes it.
-pub(crate) struct Fd<T: AsFd> {
+pub struct Fd<T: AsFd> {
     gate: Gate,
     /// `None` only on the way out of `into_inner`.
     io: Option<T>,

@@ -6,17 +6,26 @@
 //!
 //! What needs a runtime, as making a socket does, panics outside of one.
 
+mod datagram;
 mod dial;
 mod fd;
 mod limit;
 mod listen;
+pub(crate) mod poll_fd;
 mod resolve;
+mod socket;
+mod split;
+mod stream;
 mod sys;
 mod tcp;
-mod tcp_split;
+mod udp;
+mod unix;
 
 pub use crate::runtime::poll_gate::{Closed, RuntimeGone};
 pub use limit::raise_nofile_limit;
 pub use resolve::{ToSocketAddrs, lookup_host};
+pub use split::{OwnedReadHalf, OwnedWriteHalf, ReadHalf, ReuniteError, WriteHalf};
+pub use sys::Received;
 pub use tcp::{Incoming, TcpListener, TcpStream};
-pub use tcp_split::{OwnedReadHalf, OwnedWriteHalf, ReadHalf, ReuniteError, WriteHalf};
+pub use udp::UdpSocket;
+pub use unix::{UCred, UnixDatagram, UnixIncoming, UnixListener, UnixStream};

@@ -1,10 +1,13 @@
 //! The system calls on sockets that neither std nor socket2 makes as they are needed here.
 
-use socket2::SockRef;
-use std::io::{self, IoSlice};
-use std::net::{SocketAddr, TcpStream};
+use socket2::{SockAddr, SockAddrStorage, SockRef};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::net::SocketAddr;
 use std::ops::Deref;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::SocketAddr as UnixAddr;
+use std::{array, mem, ptr};
 
 /// UIO_MAXIOV: a call takes no more buffers than that. It ends short then, and nothing has been drained (trap P14).
 const MAX_BUFFERS: usize = 1024;
@@ -15,24 +18,170 @@ pub(crate) fn one_call<B: Deref<Target = [u8]>>(bufs: &[B]) -> (&[B], usize) {
     (bufs, bufs.iter().map(|b| b.len()).sum())
 }
 
-/// sendmsg(2), where std has writev(2), which can raise SIGPIPE (trap P26).
-pub(crate) fn send_vectored(stream: &TcpStream, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
-    SockRef::from(stream).send_vectored_with_flags(bufs, libc::MSG_NOSIGNAL)
+/// Turns a system call's -1 into the error it left behind.
+fn check(result: isize) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+/// recv(2), on any kind of socket.
+pub(crate) fn recv(socket: &impl AsFd, buf: &mut [u8], flags: libc::c_int) -> io::Result<usize> {
+    // SAFETY: the kernel writes into the buffer, and not beyond it.
+    check(unsafe { libc::recv(socket.as_fd().as_raw_fd(), buf.as_mut_ptr().cast(), buf.len(), flags) })
+}
+
+/// readv(2), on any kind of socket.
+pub(crate) fn recv_vectored(socket: &impl AsFd, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+    let count = bufs.len().min(MAX_BUFFERS) as libc::c_int;
+    // SAFETY: an `IoSliceMut` is an iovec to the kernel, which writes into the first `count` buffers only.
+    check(unsafe { libc::readv(socket.as_fd().as_raw_fd(), bufs.as_mut_ptr().cast(), count) })
+}
+
+/// send(2), without the SIGPIPE that std's write(2) on a Unix socket can raise (trap P26).
+pub(crate) fn send(socket: &impl AsFd, buf: &[u8]) -> io::Result<usize> {
+    SockRef::from(socket).send_with_flags(buf, libc::MSG_NOSIGNAL)
+}
+
+/// sendmsg(2), where std has writev(2), for the same reason.
+pub(crate) fn send_vectored(socket: &impl AsFd, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+    SockRef::from(socket).send_vectored_with_flags(bufs, libc::MSG_NOSIGNAL)
+}
+
+/// An address as std has it.
+pub(crate) trait Addr: Sized {
+    /// `None`: it is of another family.
+    fn of(addr: &SockAddr) -> Option<Self>;
+}
+
+impl Addr for SocketAddr {
+    fn of(addr: &SockAddr) -> Option<Self> {
+        addr.as_socket()
+    }
+}
+
+impl Addr for UnixAddr {
+    fn of(addr: &SockAddr) -> Option<Self> {
+        let named = addr.as_pathname().map(UnixAddr::from_pathname);
+        let named = named.or_else(|| addr.as_abstract_namespace().map(UnixAddr::from_abstract_name));
+        // A sender without a name comes without a family too.
+        named.unwrap_or_else(|| UnixAddr::from_pathname("")).ok()
+    }
+}
+
+fn std_addr<A: Addr>(addr: &SockAddr) -> io::Result<A> {
+    A::of(addr).ok_or_else(|| io::Error::other("the peer's address is of another family"))
 }
 
 /// accept4(2): the connection, already not blocking and close-on-exec, so that it costs no further call.
-pub(crate) fn accept(listener: BorrowedFd<'_>) -> io::Result<(TcpStream, SocketAddr)> {
+pub(crate) fn accept<S: From<OwnedFd>, A: Addr>(listener: &impl AsFd) -> io::Result<(S, A)> {
     let mut fd = -1;
     // SAFETY: `try_init` gives room for any address; accept4 writes at most `len` bytes and says how many.
     let ((), addr) = unsafe {
-        socket2::SockAddr::try_init(|addr, len| {
-            fd = libc::accept4(listener.as_raw_fd(), addr.cast(), len, libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK);
-            if fd == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        SockAddr::try_init(|addr, len| {
+            let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+            fd = libc::accept4(listener.as_fd().as_raw_fd(), addr.cast(), len, flags);
+            check(fd as isize).map(drop)
         })?
     };
     // SAFETY: accept4 has just made it, so it is ours alone.
-    let stream = unsafe { TcpStream::from_raw_fd(fd) };
-    let addr =
-        addr.as_socket().ok_or_else(|| io::Error::other("accept4 gave an address that is not of the internet"))?;
-    Ok((stream, addr))
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    Ok((socket.into(), std_addr(&addr)?))
+}
+
+/// What came with a datagram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Received<A = SocketAddr> {
+    /// So many bytes are in the buffer.
+    pub len: usize,
+    /// Who sent it.
+    pub addr: A,
+    /// It was longer than the buffer, and the rest is lost.
+    pub truncated: bool,
+}
+
+/// Datagrams per system call. What the kernel takes at most is 1024, but that much room is too much for a stack.
+pub(crate) const DATAGRAMS: usize = 32;
+
+/// A header with no control data. The pointers must be valid when it is used.
+fn header(
+    name: *const SockAddrStorage,
+    name_len: libc::socklen_t,
+    iov: *const IoSlice<'_>,
+    len: usize,
+) -> libc::msghdr {
+    // SAFETY: null pointers and zeros are a valid header.
+    let mut header: libc::msghdr = unsafe { mem::zeroed() };
+    header.msg_name = name.cast_mut().cast();
+    header.msg_namelen = name_len;
+    // An `IoSlice` is an iovec, and so is an `IoSliceMut`.
+    header.msg_iov = iov.cast_mut().cast();
+    header.msg_iovlen = len as _;
+    header
+}
+
+fn received<A: Addr>(header: &libc::msghdr, len: usize, name: SockAddrStorage) -> io::Result<Received<A>> {
+    // SAFETY: the kernel has filled it in, or left it zeroed; `msg_namelen` says how far.
+    let addr = unsafe { SockAddr::new(name, header.msg_namelen) };
+    Ok(Received { len, addr: std_addr(&addr)?, truncated: header.msg_flags & libc::MSG_TRUNC != 0 })
+}
+
+/// recvmsg(2): one datagram.
+pub(crate) fn recv_msg<A: Addr>(
+    socket: &impl AsFd,
+    bufs: &mut [IoSliceMut<'_>],
+    flags: libc::c_int,
+) -> io::Result<Received<A>> {
+    let mut name = SockAddrStorage::zeroed();
+    let iov = bufs.as_mut_ptr().cast_const().cast();
+    let mut header = header(&raw mut name, name.size_of(), iov, bufs.len().min(MAX_BUFFERS));
+    // SAFETY: the header has a name and buffers that are exclusively ours, and no more of them than there are.
+    let len = check(unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &mut header, flags) })?;
+    received(&header, len, name)
+}
+
+/// recvmmsg(2): as many datagrams as are there, each into a buffer of its own.
+pub(crate) fn recv_many<A: Addr>(
+    socket: &impl AsFd,
+    bufs: &mut [IoSliceMut<'_>],
+    done: &mut Vec<Received<A>>,
+) -> io::Result<usize> {
+    let mut names: [_; DATAGRAMS] = array::from_fn(|_| SockAddrStorage::zeroed());
+    let mut count = 0;
+    let mut headers = names.each_mut().map(|name| {
+        let iov = bufs.get_mut(count).map_or(ptr::null(), |buf| (&raw mut *buf).cast_const().cast());
+        count += 1;
+        libc::mmsghdr { msg_hdr: header(name, name.size_of(), iov, 1), msg_len: 0 }
+    });
+    let len = bufs.len().min(DATAGRAMS) as libc::c_uint;
+    let (fd, headers_ptr) = (socket.as_fd().as_raw_fd(), headers.as_mut_ptr());
+    // SAFETY: each of the first `len` headers has a name and a buffer that are exclusively ours.
+    let len = check(unsafe { libc::recvmmsg(fd, headers_ptr, len, 0, ptr::null_mut()) } as isize)?;
+    for (header, name) in headers.iter().zip(names).take(len) {
+        done.push(received(&header.msg_hdr, header.msg_len as usize, name)?);
+    }
+    Ok(len)
+}
+
+/// sendmmsg(2): as many datagrams as there is room for, each to an address of its own or to the socket's peer.
+pub(crate) fn send_many(socket: &impl AsFd, datagrams: &[(IoSlice<'_>, Option<SocketAddr>)]) -> io::Result<usize> {
+    let names: [_; DATAGRAMS] = array::from_fn(|i| datagrams.get(i).and_then(|(_, addr)| addr.map(SockAddr::from)));
+    let mut headers: [_; DATAGRAMS] = array::from_fn(|i| {
+        let iov = datagrams.get(i).map_or(ptr::null(), |(buf, _)| &raw const *buf);
+        let (name, name_len) = names[i].as_ref().map_or((ptr::null(), 0), |name| (name.as_ptr(), name.len()));
+        libc::mmsghdr { msg_hdr: header(name.cast(), name_len, iov, 1), msg_len: 0 }
+    });
+    let len = datagrams.len().min(DATAGRAMS) as libc::c_uint;
+    let (fd, headers_ptr) = (socket.as_fd().as_raw_fd(), headers.as_mut_ptr());
+    // SAFETY: each of the first `len` headers has a buffer and either a name or none; the kernel reads them only.
+    check(unsafe { libc::sendmmsg(fd, headers_ptr, len, libc::MSG_NOSIGNAL) } as isize)
+}
+
+/// SO_PEERCRED.
+pub(crate) fn peer_cred(socket: &impl AsFd) -> io::Result<libc::ucred> {
+    let mut cred = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
+    let (fd, room) = (socket.as_fd().as_raw_fd(), (&raw mut cred).cast());
+    // SAFETY: there are `len` bytes of room, which take any value.
+    check(unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, room, &mut len) } as isize)?;
+    Ok(cred)
 }

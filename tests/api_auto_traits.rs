@@ -1,9 +1,10 @@
 //! Which types and futures are Send, Sync, Unpin. It holds when this compiles.
 #![allow(missing_docs)]
 
+use gopark::io::PollFd;
 use gopark::net::{
-    Closed, Incoming, OwnedReadHalf, OwnedWriteHalf, ReadHalf, ReuniteError, RuntimeGone, TcpListener, TcpStream,
-    WriteHalf, lookup_host,
+    Closed, Incoming, OwnedReadHalf, OwnedWriteHalf, ReadHalf, Received, ReuniteError, RuntimeGone, TcpListener,
+    TcpStream, UCred, UdpSocket, UnixDatagram, UnixIncoming, UnixListener, UnixStream, WriteHalf, lookup_host,
 };
 use gopark::time::{Elapsed, Interval, MissedTick, Sleep, Timeout};
 use gopark::{
@@ -13,6 +14,8 @@ use std::cell::Cell;
 use std::future::{Pending, Ready};
 use std::io::{IoSlice, IoSliceMut};
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::SocketAddr as UnixAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -74,6 +77,21 @@ check! {
     OwnedReadHalf: Send + Sync + Unpin;
     OwnedWriteHalf: Send + Sync + Unpin;
     ReuniteError: Send + Sync + Unpin;
+    UnixListener: Send + Sync + Unpin;
+    UnixStream: Send + Sync + Unpin;
+    UnixDatagram: Send + Sync + Unpin;
+    UnixIncoming<'static>: Send + Sync + Unpin;
+    UCred: Send + Sync + Unpin;
+    ReadHalf<'static, UnixStream>: Send + Sync + Unpin;
+    WriteHalf<'static, UnixStream>: Send + Sync + Unpin;
+    OwnedReadHalf<UnixStream>: Send + Sync + Unpin;
+    OwnedWriteHalf<UnixStream>: Send + Sync + Unpin;
+    ReuniteError<UnixStream>: Send + Sync + Unpin;
+    UdpSocket: Send + Sync + Unpin;
+    Received: Send + Sync + Unpin;
+    Received<UnixAddr>: Send + Sync + Unpin;
+    PollFd<OwnedFd>: Send + Sync + Unpin;
+    PollFd<Rc<OwnedFd>>: !Send + !Sync + Unpin;
     Closed: Send + Sync + Unpin;
     RuntimeGone: Send + Sync + Unpin;
 }
@@ -125,6 +143,58 @@ fn owned(read: &OwnedReadHalf, write: &OwnedWriteHalf) {
     send_sync(write.write_all(&a));
 }
 
+#[allow(dead_code)]
+fn unix_futures(stream: &UnixStream, listener: &UnixListener, datagram: &UnixDatagram, addr: &UnixAddr) {
+    let (mut a, b) = ([0], [0]);
+    send_sync(stream.read(&mut a));
+    send_sync(stream.read_vectored(&mut [IoSliceMut::new(&mut a)]));
+    send_sync(stream.peek(&mut a));
+    send_sync(stream.read_exact(&mut a));
+    send_sync(stream.write(&b));
+    send_sync(stream.write_vectored(&[IoSlice::new(&b)]));
+    send_sync(stream.write_all(&b));
+    send_sync(stream.readable());
+    send_sync(stream.writable());
+    send_sync(stream.split().0.read_vectored(&mut [IoSliceMut::new(&mut a)]));
+    send_sync(stream.split().1.write_vectored(&[IoSlice::new(&b)]));
+    send_sync(listener.accept());
+    send_sync(UnixStream::connect_addr(addr));
+    send_static(UnixStream::connect("path"));
+    send_static(UnixStream::connect(std::path::PathBuf::new()));
+    send_sync(datagram.recv(&mut a));
+    send_sync(datagram.recv_from(&mut a));
+    send_sync(datagram.recv_msg(&mut [IoSliceMut::new(&mut a)]));
+    send_sync(datagram.peek(&mut a));
+    send_sync(datagram.peek_from(&mut a));
+    send_sync(datagram.send(&b));
+    send_sync(datagram.send_vectored(&[IoSlice::new(&b)]));
+    send_sync(datagram.send_to(&b, "path"));
+    send_sync(datagram.send_to_addr(&b, addr));
+    send_sync(datagram.readable());
+    send_sync(datagram.writable());
+}
+
+#[allow(dead_code)]
+fn udp_futures(socket: &UdpSocket, addr: SocketAddr) {
+    let mut a = [0];
+    send_static(UdpSocket::bind(addr));
+    send_static(UdpSocket::bind("localhost:1"));
+    send_sync(socket.connect(addr));
+    send_sync(socket.send_to(&a, addr));
+    send_sync(socket.send_many(&[(IoSlice::new(&a), Some(addr))]));
+    send_sync(socket.recv_many(&mut [IoSliceMut::new(&mut a)]));
+    send_sync(socket.recv_from(&mut a));
+    send_sync(socket.readable());
+}
+
+#[allow(dead_code)]
+fn poll_fd_futures(fd: &PollFd<OwnedFd>) {
+    send_sync(fd.readable());
+    send_sync(fd.writable());
+    send_sync(fd.read_with(|_| Ok(())));
+    send_sync(fd.write_with(|_| Ok(())));
+}
+
 /// Errors are errors.
 #[test]
 fn errors() {
@@ -132,6 +202,7 @@ fn errors() {
     error::<Closed>();
     error::<RuntimeGone>();
     error::<ReuniteError>();
+    error::<ReuniteError<UnixStream>>();
     error::<Elapsed>();
     error::<JoinError>();
     error::<StillRunning>();

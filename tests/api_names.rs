@@ -4,9 +4,11 @@
 mod support;
 
 use futures::task::Spawn;
+use gopark::io::PollFd;
 use gopark::net::{
-    Closed, Incoming, OwnedReadHalf, OwnedWriteHalf, ReadHalf, ReuniteError, RuntimeGone, TcpListener, TcpStream,
-    ToSocketAddrs, WriteHalf, lookup_host, raise_nofile_limit,
+    Closed, Incoming, OwnedReadHalf, OwnedWriteHalf, ReadHalf, Received, ReuniteError, RuntimeGone, TcpListener,
+    TcpStream, ToSocketAddrs, UCred, UdpSocket, UnixDatagram, UnixIncoming, UnixListener, UnixStream, WriteHalf,
+    lookup_host, raise_nofile_limit,
 };
 use gopark::time::{
     Duration, Elapsed, Instant, Interval, MissedTick, Sleep, Timeout, interval, interval_at, sleep, sleep_until,
@@ -20,6 +22,7 @@ use std::any::Any;
 use std::io;
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::SocketAddr as UnixAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -228,4 +231,155 @@ fn net() {
     drop(runtime);
     let error = futures::executor::block_on(listener.accept()).unwrap_err();
     assert!(error.get_ref().unwrap().is::<RuntimeGone>());
+}
+
+/// What every socket and descriptor has, whatever it is for.
+macro_rules! common {
+    ($($socket:expr),*) => {$(
+        let far = Some(Instant::now() + Duration::from_secs(3600));
+        $socket.set_deadline(far).unwrap();
+        $socket.set_read_deadline(far).unwrap();
+        $socket.set_write_deadline(None).unwrap();
+        $socket.writable().await.unwrap();
+        assert_eq!($socket.as_raw_fd(), $socket.as_fd().as_raw_fd());
+        $socket.close();
+        assert!($socket.readable().await.unwrap_err().get_ref().unwrap().is::<Closed>());
+    )*};
+}
+
+#[test]
+fn deadlines_and_close() {
+    let _dog = watchdog(30);
+    run(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        listener.set_deadline(Some(Instant::now() + Duration::from_secs(3600))).unwrap();
+        let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let ((unix, _peer), (datagram, _other)) = (UnixStream::pair().unwrap(), UnixDatagram::pair().unwrap());
+        let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let (std, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
+        let poll_fd = PollFd::new(std).unwrap();
+        common!(tcp, unix, datagram, udp, poll_fd);
+    });
+}
+
+#[test]
+fn net_unix() {
+    let _dog = watchdog(30);
+    run(async {
+        let path = format!("\0gopark-names-{}", std::process::id());
+        let listener = UnixListener::bind(&path).unwrap();
+        let addr: UnixAddr = listener.local_addr().unwrap();
+        listener.set_unlink_on_close(false).unwrap();
+        listener.set_deadline(None).unwrap();
+        let stream = UnixStream::connect(&path).await.unwrap();
+        let (peer, peer_addr): (UnixStream, UnixAddr) = listener.accept().await.unwrap();
+        assert!(peer_addr.is_unnamed() && peer.peer_addr().unwrap().is_unnamed());
+        UnixStream::connect_addr(&addr).await.unwrap();
+        let mut incoming: UnixIncoming<'_> = listener.incoming();
+        futures::StreamExt::next(&mut incoming).await.unwrap().unwrap();
+        let listener = UnixListener::from_std(listener.into_std().unwrap()).unwrap();
+        let polled = std::future::poll_fn(|cx| std::task::Poll::Ready(listener.poll_accept(cx).is_pending()));
+        assert!(polled.await);
+        listener.close();
+        UnixListener::bind_addr(&addr).unwrap_err();
+
+        let cred: UCred = stream.peer_cred().unwrap();
+        assert!(cred.pid().is_some() && cred == peer.peer_cred().unwrap());
+        let _ = (cred.uid(), cred.gid());
+        assert!(stream.take_error().unwrap().is_none());
+        let mut buf = [0; 8];
+        stream.write(b"a").await.unwrap();
+        stream.write_all(b"b").await.unwrap();
+        stream.write_vectored(&[io::IoSlice::new(b"c")]).await.unwrap();
+        stream.try_write(b"d").unwrap();
+        stream.try_write_vectored(&[io::IoSlice::new(b"e")]).unwrap();
+        peer.peek(&mut buf[..1]).await.unwrap();
+        peer.read(&mut buf[..1]).await.unwrap();
+        peer.read_exact(&mut buf[1..2]).await.unwrap();
+        peer.read_vectored(&mut [io::IoSliceMut::new(&mut buf[2..3])]).await.unwrap();
+        peer.try_read(&mut buf[3..4]).unwrap();
+        peer.try_read_vectored(&mut [io::IoSliceMut::new(&mut buf[4..5])]).unwrap();
+        assert_eq!(&buf[..5], b"abcde");
+        let stream = UnixStream::from_std(stream.into_std().unwrap()).unwrap();
+        let (_, _): (ReadHalf<'_, UnixStream>, WriteHalf<'_, UnixStream>) = stream.split();
+        let (read, write): (OwnedReadHalf<UnixStream>, OwnedWriteHalf<UnixStream>) = stream.into_split();
+        let other = peer.into_split();
+        let ReuniteError::<UnixStream>(read, _) = read.reunite(other.1).unwrap_err();
+        read.reunite(write).unwrap().shutdown(Shutdown::Both).unwrap();
+
+        let (a, b) = UnixDatagram::pair().unwrap();
+        let bound = UnixDatagram::bind(format!("{path}-datagram")).unwrap();
+        UnixDatagram::bind_addr(&bound.local_addr().unwrap()).unwrap_err();
+        let unbound = UnixDatagram::unbound().unwrap();
+        unbound.connect(format!("{path}-datagram")).unwrap();
+        unbound.connect_addr(&bound.local_addr().unwrap()).unwrap();
+        unbound.send_to(b"x", format!("{path}-datagram")).await.unwrap();
+        unbound.try_send_to(b"x", format!("{path}-datagram")).unwrap();
+        unbound.send_to_addr(b"x", &bound.local_addr().unwrap()).await.unwrap();
+        let (_, _): (usize, UnixAddr) = bound.recv_from(&mut buf).await.unwrap();
+        let _: Received<UnixAddr> = bound.recv_msg(&mut [io::IoSliceMut::new(&mut buf)]).await.unwrap();
+        bound.try_recv_from(&mut buf).unwrap();
+        let a = UnixDatagram::from_std(a.into_std().unwrap()).unwrap();
+        a.send(b"x").await.unwrap();
+        a.send_vectored(&[io::IoSlice::new(b"x")]).await.unwrap();
+        a.try_send(b"x").unwrap();
+        b.peek(&mut buf).await.unwrap();
+        b.peek_from(&mut buf).await.unwrap();
+        b.recv(&mut buf).await.unwrap();
+        b.try_recv(&mut buf).unwrap();
+        b.try_recv_msg(&mut [io::IoSliceMut::new(&mut buf)]).unwrap();
+        assert!(a.take_error().unwrap().is_none() && a.peer_addr().unwrap().is_unnamed());
+        a.shutdown(Shutdown::Both).unwrap();
+    });
+}
+
+#[test]
+fn net_udp() {
+    let _dog = watchdog(30);
+    run(async {
+        let (a, b) = (UdpSocket::bind("127.0.0.1:0").await.unwrap(), UdpSocket::bind("127.0.0.1:0").await.unwrap());
+        let addr: SocketAddr = b.local_addr().unwrap();
+        a.connect(addr).await.unwrap();
+        assert_eq!(a.peer_addr().unwrap(), addr);
+        a.send(b"x").await.unwrap();
+        a.try_send(b"x").unwrap();
+        a.send_to(b"x", addr).await.unwrap();
+        a.try_send_to(b"x", addr).unwrap();
+        a.send_vectored(&[io::IoSlice::new(b"x")]).await.unwrap();
+        a.send_many(&[(io::IoSlice::new(b"x"), None), (io::IoSlice::new(b"x"), Some(addr))]).await.unwrap();
+        let mut buf = [0; 8];
+        b.peek(&mut buf).await.unwrap();
+        b.peek_from(&mut buf).await.unwrap();
+        b.recv(&mut buf).await.unwrap();
+        b.try_recv(&mut buf).unwrap();
+        let (_, _): (usize, SocketAddr) = b.recv_from(&mut buf).await.unwrap();
+        b.try_recv_from(&mut buf).unwrap();
+        let Received { len, addr, truncated, .. } = b.recv_msg(&mut [io::IoSliceMut::new(&mut buf)]).await.unwrap();
+        assert_eq!((len, addr, truncated), (1, a.local_addr().unwrap(), false));
+        b.try_recv_msg(&mut [io::IoSliceMut::new(&mut buf)]).unwrap();
+        let received: Vec<Received> = b.recv_many(&mut [io::IoSliceMut::new(&mut buf)]).await.unwrap();
+        assert_eq!(received.len(), 1);
+        assert!(a.take_error().unwrap().is_none());
+        a.set_broadcast(false).unwrap();
+        assert!(!a.broadcast().unwrap());
+        a.set_ttl(64).unwrap();
+        assert_eq!(a.ttl().unwrap(), 64);
+        UdpSocket::from_std(a.into_std().unwrap()).unwrap();
+    });
+}
+
+#[test]
+fn poll_fd() {
+    let _dog = watchdog(30);
+    run(async {
+        let (reader, writer) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (reader, writer) = (PollFd::new(reader).unwrap(), PollFd::new(writer).unwrap());
+        writer.write_with(|mut pipe| io::Write::write(&mut pipe, b"a")).await.unwrap();
+        writer.try_write_with(|mut pipe| io::Write::write(&mut pipe, b"b")).unwrap();
+        let mut buf = [0; 1];
+        reader.read_with(|mut pipe| io::Read::read(&mut pipe, &mut buf)).await.unwrap();
+        reader.try_read_with(|mut pipe| io::Read::read(&mut pipe, &mut buf)).unwrap();
+        assert_eq!(reader.get_ref().as_raw_fd(), reader.as_raw_fd());
+        let _: std::os::unix::net::UnixStream = reader.into_inner();
+    });
 }

@@ -39,11 +39,13 @@ const RUNTIME: &[&[&str]] = &[
 const NET: &[&[&str]] = &[
     &["net/sys.rs", "net/limit.rs"],
     &["net/fd.rs"],
+    &["net/socket.rs"],
+    &["net/stream.rs", "net/datagram.rs"],
     &["net/resolve.rs"],
     &["net/listen.rs"],
     &["net/dial.rs"],
-    &["net/tcp.rs"],
-    &["net/tcp_split.rs"],
+    &["net/tcp.rs", "net/udp.rs", "net/unix.rs", "net/poll_fd.rs"],
+    &["net/split.rs"],
     &["net/mod.rs"],
 ];
 

@@ -1,0 +1,135 @@
+//! Any other descriptor that epoll takes: Go's `os.NewFile` of one that does not block.
+
+use super::fd::Fd;
+use super::socket::{HasFd, both_sides, read_side, write_side};
+use crate::runtime::poll_gate::{Side, Start};
+use socket2::SockRef;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::time::Instant;
+
+/// A descriptor of any kind that can be waited for: a pipe, an eventfd, timerfd, pidfd or inotify, a terminal.
+///
+/// It does not read or write by itself: it calls what does, whenever that is worth trying.
+///
+/// # Examples
+/// ```
+/// use gopark::io::PollFd;
+/// use std::io::{Read, Write};
+/// gopark::run(async {
+///     let (reader, writer) = std::io::pipe()?;
+///     let (reader, writer) = (PollFd::new(reader)?, PollFd::new(writer)?);
+///     writer.write_with(|mut pipe| pipe.write(b"hello")).await?;
+///     let mut buf = [0; 16];
+///     assert_eq!(reader.read_with(|mut pipe| pipe.read(&mut buf)).await?, 5);
+///     std::io::Result::Ok(())
+/// })?;
+/// # std::io::Result::Ok(())
+/// ```
+#[derive(Debug)]
+pub struct PollFd<T: AsFd> {
+    fd: Fd<T>,
+}
+
+impl<T: AsFd> PollFd<T> {
+    /// Takes over a descriptor, and sets it to not block. That is a property of the open file: whoever else has it open,
+    /// such as the parent process from which a terminal was inherited, finds it changed.
+    ///
+    /// # Errors
+    /// `Unsupported` if nothing can be waited for, as with regular files and directories: use
+    /// [`spawn_blocking`](crate::spawn_blocking) for those. `AlreadyExists` if the descriptor is in use here already.
+    ///
+    /// # Panics
+    /// Outside a runtime.
+    pub fn new(io: T) -> io::Result<Self> {
+        let fd = Fd::new(io, Start::Try, Start::Try, false).map_err(|error| match error.raw_os_error() {
+            Some(libc::EPERM) => io::Error::new(
+                io::ErrorKind::Unsupported,
+                "epoll cannot wait for a descriptor of this kind, such as a regular file; use spawn_blocking",
+            ),
+            _ => error,
+        })?;
+        SockRef::from(fd.io()).set_nonblocking(true)?;
+        Ok(PollFd { fd })
+    }
+
+    /// Calls `read` whenever it is worth trying, until it says anything but `WouldBlock`.
+    ///
+    /// # Errors
+    /// What `read` says; `TimedOut` after the deadline; `NotConnected` with [`Closed`](crate::net::Closed) inside after
+    /// [`close`](Self::close).
+    ///
+    /// # Cancel safety
+    /// Safe: whatever `read` returns is returned by the poll that called it.
+    pub async fn read_with<R>(&self, mut read: impl FnMut(&T) -> io::Result<R>) -> io::Result<R> {
+        Ok(self.fd.io_op(Side::Read, 0, |io| Ok((read(io)?, ()))).await?.0)
+    }
+
+    /// Calls `write` whenever it is worth trying, until it says anything but `WouldBlock`.
+    ///
+    /// # Errors
+    /// As [`read_with`](Self::read_with). If nobody can read any more, a write to a pipe raises SIGPIPE, which Rust
+    /// programs ignore unless told otherwise, and fails with `BrokenPipe`.
+    ///
+    /// # Cancel safety
+    /// As [`read_with`](Self::read_with).
+    pub async fn write_with<R>(&self, mut write: impl FnMut(&T) -> io::Result<R>) -> io::Result<R> {
+        Ok(self.fd.io_op(Side::Write, 0, |io| Ok((write(io)?, ()))).await?.0)
+    }
+
+    /// Calls `read` once, if that is worth trying.
+    ///
+    /// # Errors
+    /// `WouldBlock` if it is not; otherwise as [`read_with`](Self::read_with).
+    pub fn try_read_with<R>(&self, mut read: impl FnMut(&T) -> io::Result<R>) -> io::Result<R> {
+        Ok(self.fd.try_io(Side::Read, 0, |io| Ok((read(io)?, ())))?.0)
+    }
+
+    /// Calls `write` once, if that is worth trying.
+    ///
+    /// # Errors
+    /// `WouldBlock` if it is not; otherwise as [`write_with`](Self::write_with).
+    pub fn try_write_with<R>(&self, mut write: impl FnMut(&T) -> io::Result<R>) -> io::Result<R> {
+        Ok(self.fd.try_io(Side::Write, 0, |io| Ok((write(io)?, ())))?.0)
+    }
+
+    read_side!();
+    write_side!();
+    both_sides!();
+
+    /// Wakes everything that waits on the descriptor; later operations are refused. Calling it again does nothing. The
+    /// descriptor is released when the `PollFd` is dropped.
+    pub fn close(&self) {
+        self.fd.unblock();
+    }
+
+    /// The descriptor.
+    pub fn get_ref(&self) -> &T {
+        self.fd.io()
+    }
+
+    /// Gives the descriptor back. It still does not block.
+    pub fn into_inner(self) -> T {
+        self.fd.into_inner()
+    }
+}
+
+impl<T: AsFd> HasFd for PollFd<T> {
+    type Io = T;
+
+    fn fd(&self) -> &Fd<T> {
+        &self.fd
+    }
+}
+
+impl<T: AsFd> AsFd for PollFd<T> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.io().as_fd()
+    }
+}
+
+impl<T: AsFd> AsRawFd for PollFd<T> {
+    fn as_raw_fd(&self) -> RawFd {
+        self.as_fd().as_raw_fd()
+    }
+}

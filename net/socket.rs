@@ -1,0 +1,167 @@
+//! What all sockets share. Macros where it is public: to the outside, each socket is a type of its own.
+
+use super::fd::{Fd, Transfer};
+use super::sys::Received;
+use socket2::SockRef;
+use std::net::Shutdown;
+use std::os::fd::AsFd;
+
+/// Whatever reaches a registered descriptor: a socket, half of one, a `PollFd`. Nobody else can implement it.
+pub trait HasFd {
+    /// The type of the descriptor.
+    type Io: AsFd;
+
+    /// The descriptor, registered.
+    #[doc(hidden)]
+    fn fd(&self) -> &Fd<Self::Io>;
+}
+
+/// Something whole: a connection and its address, say. It never shows that the kernel was drained.
+impl<A, B> Transfer for (A, B) {
+    fn is_short(&self, _asked: usize) -> bool {
+        false
+    }
+}
+
+/// Likewise.
+impl<A> Transfer for Received<A> {
+    fn is_short(&self, _asked: usize) -> bool {
+        false
+    }
+}
+
+/// Refuses operations from now on, wakes whoever waits, and tells the kernel, so that the peer hears of it at once.
+pub(crate) fn close(fd: &Fd<impl AsFd>) {
+    fd.unblock();
+    // It fails only where the socket is shut down already, or has no peer.
+    let _ = SockRef::from(fd.io()).shutdown(Shutdown::Both);
+}
+
+/// What a socket has because it owns an `Fd` of std's type. It has to say how it is made of std's (`register`) and how
+/// it is turned into std's (`release`).
+macro_rules! owner {
+    ($t:ident: $std:ty) => {
+        impl HasFd for $t {
+            type Io = $std;
+
+            fn fd(&self) -> &Fd<$std> {
+                &self.fd
+            }
+        }
+
+        impl AsFd for $t {
+            fn as_fd(&self) -> BorrowedFd<'_> {
+                self.fd.io().as_fd()
+            }
+        }
+
+        impl AsRawFd for $t {
+            fn as_raw_fd(&self) -> RawFd {
+                self.fd.io().as_raw_fd()
+            }
+        }
+
+        impl $t {
+            /// Takes over a socket of std's.
+            ///
+            /// # Errors
+            /// If it cannot be set to not block, or cannot be registered.
+            ///
+            /// # Panics
+            /// Outside a runtime.
+            pub fn from_std(socket: $std) -> io::Result<Self> {
+                socket.set_nonblocking(true)?;
+                Self::register(socket)
+            }
+
+            /// Gives the socket to std, in non-blocking mode.
+            ///
+            /// # Errors
+            /// None today.
+            pub fn into_std(self) -> io::Result<$std> {
+                Ok(self.release())
+            }
+        }
+    };
+}
+
+/// Calls that std makes as they are needed.
+macro_rules! forward {
+    ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $t:ty),*) -> $r:ty;)*) => {$(
+        $(#[$doc])*
+        ///
+        /// # Errors
+        /// What the system says.
+        pub fn $name(&self, $($arg: $t),*) -> io::Result<$r> {
+            self.fd.io().$name($($arg),*)
+        }
+    )*};
+}
+
+/// `readable` and the deadline of reading, for whatever has an `Fd`.
+macro_rules! read_side {
+    () => {
+        /// Waits until a read is worth trying: data, the end, or an error. Only observes, so that waiting needs no
+        /// buffer. Rarely it is wrong, and trying ends in `WouldBlock`.
+        ///
+        /// # Errors
+        /// After `close`, after the deadline, and when the runtime is gone.
+        ///
+        /// # Cancel safety
+        /// Safe.
+        pub async fn readable(&self) -> io::Result<()> {
+            self.fd().ready(Side::Read).await
+        }
+
+        /// Until when reading may wait; it then fails with `TimedOut`, until the deadline is set anew. `None` for as
+        /// long as it takes. One that has passed takes effect before this returns, also on who is waiting. To move a
+        /// deadline further into the future, as a server does before each request, costs some nanoseconds and no timer.
+        ///
+        /// # Errors
+        /// After `close`, and when the runtime is gone.
+        pub fn set_read_deadline(&self, at: Option<Instant>) -> io::Result<()> {
+            self.fd().set_deadline(&[Side::Read], at)
+        }
+    };
+}
+
+/// `writable` and the deadline of writing.
+macro_rules! write_side {
+    () => {
+        /// Waits until a write is worth trying: there is room, or an error. Only observes. Rarely it is wrong, and
+        /// trying ends in `WouldBlock`.
+        ///
+        /// # Errors
+        /// After `close`, after the deadline, and when the runtime is gone.
+        ///
+        /// # Cancel safety
+        /// Safe.
+        pub async fn writable(&self) -> io::Result<()> {
+            self.fd().ready(Side::Write).await
+        }
+
+        /// Until when writing may wait. Otherwise as `set_read_deadline`.
+        ///
+        /// # Errors
+        /// After `close`, and when the runtime is gone.
+        pub fn set_write_deadline(&self, at: Option<Instant>) -> io::Result<()> {
+            self.fd().set_deadline(&[Side::Write], at)
+        }
+    };
+}
+
+/// Both directions at once.
+macro_rules! both_sides {
+    () => {
+        /// Until when operations may wait: [`set_read_deadline`](Self::set_read_deadline) and
+        /// [`set_write_deadline`](Self::set_write_deadline) in one.
+        ///
+        /// # Errors
+        /// After [`close`](Self::close), and when the runtime is gone.
+        pub fn set_deadline(&self, at: Option<Instant>) -> io::Result<()> {
+            self.fd().set_deadline(&[Side::Read, Side::Write], at)
+        }
+    };
+}
+
+pub(crate) use {both_sides, forward, owner, read_side, write_side};

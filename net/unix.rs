@@ -1,0 +1,403 @@
+//! Unix sockets: Go's net/unixsock.go.
+//!
+//! A path that begins with a zero byte is a name in Linux's abstract namespace, which has no file.
+
+use super::datagram::datagram;
+use super::fd::Fd;
+use super::socket::{self, HasFd, both_sides, forward, owner, read_side, write_side};
+use super::stream::{async_read, async_write, listener, reads, stream, writes};
+use super::sys::{self, Received};
+use crate::runtime::poll_gate::{Closed, Side, Start};
+use crate::runtime::time::sleep;
+use futures_core::Stream;
+use futures_io::{AsyncRead, AsyncWrite};
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
+use std::ffi::OsStr;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{self, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::{Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+/// A Unix socket that listens.
+///
+/// If it was bound to a path, the path is unlinked when it is closed or dropped, as Go does.
+///
+/// # Examples
+/// ```
+/// use gopark::net::{UnixListener, UnixStream};
+/// # let path = std::env::temp_dir().join(format!("gopark-doc-{}", std::process::id()));
+/// gopark::run(async move {
+///     let listener = UnixListener::bind(&path)?;
+///     let client = UnixStream::connect(&path).await?;
+///     let (server, addr) = listener.accept().await?;
+///     assert!(addr.is_unnamed());
+///     server.write_all(b"hello").await?;
+///     let mut buf = [0; 5];
+///     client.read_exact(&mut buf).await?;
+///     drop(listener);
+///     assert!(!path.exists());
+///     std::io::Result::Ok(())
+/// })?;
+/// # std::io::Result::Ok(())
+/// ```
+#[derive(Debug)]
+pub struct UnixListener {
+    /// Goes first: Go unlinks before it closes.
+    unlink: Unlink,
+    fd: Fd<net::UnixListener>,
+}
+
+owner!(UnixListener: net::UnixListener);
+listener!(UnixListener, UnixStream, SocketAddr, UnixIncoming);
+
+impl UnixListener {
+    /// Listens at a path, where nothing may be yet.
+    ///
+    /// # Errors
+    /// What the system says (`AddrInUse`, `PermissionDenied`, `NotFound`); `InvalidInput` if the path does not fit into
+    /// an address.
+    ///
+    /// # Panics
+    /// Outside a runtime.
+    pub fn bind(path: impl AsRef<Path>) -> io::Result<Self> {
+        Self::bind_addr(&addr_of(path.as_ref())?)
+    }
+
+    /// Listens at an address.
+    ///
+    /// # Errors
+    /// As [`bind`](Self::bind).
+    ///
+    /// # Panics
+    /// Outside a runtime.
+    pub fn bind_addr(addr: &SocketAddr) -> io::Result<Self> {
+        let listener = net::UnixListener::bind_addr(addr)?;
+        // Made now: the file goes even if the rest fails.
+        let unlink = Unlink(Mutex::new(addr.as_pathname().map(Path::to_owned)));
+        Ok(UnixListener { unlink, ..Self::from_std(listener)? })
+    }
+
+    /// Whether the path is unlinked when the listener is closed or dropped: yes if [`bind`](Self::bind) made it, no if it
+    /// came by [`from_std`](Self::from_std), unless set.
+    ///
+    /// # Errors
+    /// What getsockname(2) says.
+    pub fn set_unlink_on_close(&self, unlink: bool) -> io::Result<()> {
+        let path = if unlink { self.local_addr()?.as_pathname().map(Path::to_owned) } else { None };
+        self.unlink.set(path);
+        Ok(())
+    }
+
+    /// Stops listening and wakes whoever waits; connections that nobody has taken are ended. Calling it again does
+    /// nothing. The descriptor is released when the listener is dropped.
+    pub fn close(&self) {
+        self.unlink.now();
+        socket::close(&self.fd);
+        // Otherwise they would end when the listener is dropped. New ones are refused by now.
+        while sys::accept::<OwnedFd, SocketAddr>(self.fd.io()).is_ok() {}
+    }
+
+    fn register(listener: net::UnixListener) -> io::Result<Self> {
+        let fd = Fd::new(listener, Start::Try, Start::Nil, false)?;
+        Ok(UnixListener { unlink: Unlink::default(), fd })
+    }
+
+    fn release(self) -> net::UnixListener {
+        self.unlink.set(None);
+        self.fd.into_inner()
+    }
+}
+
+/// A path that is to be unlinked, once.
+#[derive(Debug, Default)]
+struct Unlink(Mutex<Option<PathBuf>>);
+
+impl Unlink {
+    fn set(&self, path: Option<PathBuf>) -> Option<PathBuf> {
+        std::mem::replace(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner), path)
+    }
+
+    fn now(&self) {
+        if let Some(path) = self.set(None) {
+            // Whoever has removed it before may have done so.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+impl Drop for Unlink {
+    fn drop(&mut self) {
+        self.now();
+    }
+}
+
+/// A connection between Unix sockets.
+///
+/// All operations take `&self`: any number of tasks may use one connection at once. Dropping it closes it.
+///
+/// `futures_io::{AsyncRead, AsyncWrite}` are there for `UnixStream`, `&UnixStream` and the halves.
+///
+/// # Examples
+/// ```
+/// use gopark::net::UnixStream;
+/// gopark::run(async {
+///     let (a, b) = UnixStream::pair()?;
+///     assert_eq!(b.peer_cred()?.pid(), Some(std::process::id() as i32));
+///     a.write_all(b"hello").await?;
+///     let mut buf = [0; 5];
+///     b.read_exact(&mut buf).await?;
+///     assert_eq!(&buf, b"hello");
+///     std::io::Result::Ok(())
+/// })?;
+/// # std::io::Result::Ok(())
+/// ```
+#[derive(Debug)]
+pub struct UnixStream {
+    fd: Fd<net::UnixStream>,
+}
+
+owner!(UnixStream: net::UnixStream);
+stream!(UnixStream, SocketAddr);
+
+impl UnixStream {
+    /// Connects to who listens at a path. While the listener's queue is full, this waits, as connect(2) does on a socket
+    /// that blocks. The kernel does not tell when there is room again, so it is asked after 1 ms, doubling to 100 ms.
+    ///
+    /// # Errors
+    /// What connect(2) says: `NotFound`, `ConnectionRefused` if nobody listens there, `PermissionDenied`; `InvalidInput`
+    /// if the path does not fit into an address.
+    ///
+    /// # Panics
+    /// Outside a runtime.
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives the attempt up and leaves nothing behind.
+    pub async fn connect(path: impl AsRef<Path>) -> io::Result<Self> {
+        Self::connect_addr(&addr_of(path.as_ref())?).await
+    }
+
+    /// Connects to who listens at an address. Otherwise as [`connect`](Self::connect).
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    ///
+    /// # Panics
+    /// Outside a runtime.
+    pub async fn connect_addr(addr: &SocketAddr) -> io::Result<Self> {
+        let abstract_path = addr.as_abstract_name().map(|name| [b"\0", name].concat());
+        let path = abstract_path.as_deref().or(addr.as_pathname().map(|path| path.as_os_str().as_bytes()));
+        let addr = SockAddr::unix(OsStr::from_bytes(path.unwrap_or_default()))?;
+        let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+        let mut pause = Duration::from_millis(1);
+        while let Err(error) = socket.connect(&addr) {
+            match error.kind() {
+                io::ErrorKind::WouldBlock => sleep(pause).await,
+                io::ErrorKind::Interrupted => continue,
+                _ => return Err(error),
+            }
+            pause = (pause * 2).min(Duration::from_millis(100));
+        }
+        Self::register(OwnedFd::from(socket).into())
+    }
+
+    /// Two sockets without names, connected to each other.
+    ///
+    /// # Errors
+    /// What socketpair(2) says.
+    ///
+    /// # Panics
+    /// Outside a runtime.
+    pub fn pair() -> io::Result<(Self, Self)> {
+        let (a, b) = net::UnixStream::pair()?;
+        Ok((Self::from_std(a)?, Self::from_std(b)?))
+    }
+
+    /// Who the peer was when it connected, listened, or made the pair.
+    ///
+    /// # Errors
+    /// What getsockopt(2) says.
+    pub fn peer_cred(&self) -> io::Result<UCred> {
+        let libc::ucred { pid, uid, gid } = sys::peer_cred(self.fd.io())?;
+        Ok(UCred { pid, uid, gid })
+    }
+
+    fn register(stream: net::UnixStream) -> io::Result<Self> {
+        // Never soundly short: passed descriptors cut a read (trap P25).
+        Ok(UnixStream { fd: Fd::new(stream, Start::Try, Start::Try, false)? })
+    }
+
+    fn release(self) -> net::UnixStream {
+        self.fd.into_inner()
+    }
+}
+
+/// A process's credentials: see [`UnixStream::peer_cred`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UCred {
+    pid: libc::pid_t,
+    uid: libc::uid_t,
+    gid: libc::gid_t,
+}
+
+impl UCred {
+    /// The process; `None` if it cannot be seen from this one's namespace.
+    pub fn pid(&self) -> Option<libc::pid_t> {
+        Some(self.pid).filter(|pid| *pid != 0)
+    }
+
+    /// Its effective user.
+    pub fn uid(&self) -> libc::uid_t {
+        self.uid
+    }
+
+    /// Its effective group.
+    pub fn gid(&self) -> libc::gid_t {
+        self.gid
+    }
+}
+
+/// A Unix socket for datagrams, which arrive whole and in order.
+///
+/// All operations take `&self`: any number of tasks may use one socket at once. Dropping it closes it; its path, if it
+/// was bound to one, stays.
+///
+/// # Examples
+/// ```
+/// use gopark::net::UnixDatagram;
+/// gopark::run(async {
+///     let (a, b) = UnixDatagram::pair()?;
+///     a.send(b"hello").await?;
+///     let mut buf = [0; 16];
+///     let (n, from) = b.recv_from(&mut buf).await?;
+///     assert_eq!(&buf[..n], b"hello");
+///     assert!(from.is_unnamed());
+///     std::io::Result::Ok(())
+/// })?;
+/// # std::io::Result::Ok(())
+/// ```
+#[derive(Debug)]
+pub struct UnixDatagram {
+    fd: Fd<net::UnixDatagram>,
+}
+
+owner!(UnixDatagram: net::UnixDatagram);
+datagram!(UnixDatagram, SocketAddr);
+
+impl UnixDatagram {
+    /// A socket at a path, where nothing may be yet.
+    ///
+    /// # Errors
+    /// What the system says (`AddrInUse`, `PermissionDenied`, `NotFound`); `InvalidInput` if the path does not fit into
+    /// an address.
+    ///
+    /// # Panics
+    /// Outside a runtime.
+    pub fn bind(path: impl AsRef<Path>) -> io::Result<Self> {
+        Self::bind_addr(&addr_of(path.as_ref())?)
+    }
+
+    /// A socket at an address.
+    ///
+    /// # Errors
+    /// As [`bind`](Self::bind).
+    ///
+    /// # Panics
+    /// Outside a runtime.
+    pub fn bind_addr(addr: &SocketAddr) -> io::Result<Self> {
+        Self::from_std(net::UnixDatagram::bind_addr(addr)?)
+    }
+
+    /// A socket without a name.
+    ///
+    /// # Errors
+    /// What socket(2) says.
+    ///
+    /// # Panics
+    /// Outside a runtime.
+    pub fn unbound() -> io::Result<Self> {
+        Self::from_std(net::UnixDatagram::unbound()?)
+    }
+
+    /// Two sockets without names, connected to each other.
+    ///
+    /// # Errors
+    /// What socketpair(2) says.
+    ///
+    /// # Panics
+    /// Outside a runtime.
+    pub fn pair() -> io::Result<(Self, Self)> {
+        let (a, b) = net::UnixDatagram::pair()?;
+        Ok((Self::from_std(a)?, Self::from_std(b)?))
+    }
+
+    /// Makes the socket at a path the peer: datagrams go to it, and no other's arrive.
+    ///
+    /// # Errors
+    /// What connect(2) says: `NotFound`, `ConnectionRefused` if nobody has that socket open; `InvalidInput` if the path
+    /// does not fit into an address.
+    pub fn connect(&self, path: impl AsRef<Path>) -> io::Result<()> {
+        self.connect_addr(&addr_of(path.as_ref())?)
+    }
+
+    /// Sends a datagram to the socket at a path. While its queue is full, this waits.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send), and as [`connect`](Self::connect).
+    ///
+    /// # Cancel safety
+    /// Safe: if the future is dropped before it is ready, nothing was sent.
+    pub async fn send_to(&self, buf: &[u8], path: impl AsRef<Path>) -> io::Result<usize> {
+        self.send_to_addr(buf, &addr_of(path.as_ref())?).await
+    }
+
+    /// Sends a datagram to the socket at an address. Otherwise as [`send_to`](Self::send_to).
+    ///
+    /// # Errors
+    /// As [`send_to`](Self::send_to).
+    pub async fn send_to_addr(&self, buf: &[u8], addr: &SocketAddr) -> io::Result<usize> {
+        // The kernel tells when the peer has room, but not when somebody else has: it is asked every 10 ms. Each sender
+        // has one such timer at a time, and the last that was refused has one, so all that wait have.
+        let mut ask_again = Instant::now();
+        let send = |s: &net::UnixDatagram| {
+            let result = s.send_to_addr(buf, addr);
+            if result.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock) && ask_again <= Instant::now() {
+                let pause = Duration::from_millis(10);
+                ask_again = Instant::now() + pause;
+                self.fd.retry_after(Side::Write, pause);
+            }
+            result
+        };
+        self.fd.io_op(Side::Write, buf.len(), send).await
+    }
+
+    /// Sends a datagram to the socket at a path, if there is room.
+    ///
+    /// # Errors
+    /// `WouldBlock` if there is none; otherwise as [`send_to`](Self::send_to).
+    pub fn try_send_to(&self, buf: &[u8], path: impl AsRef<Path>) -> io::Result<usize> {
+        let addr = addr_of(path.as_ref())?;
+        self.fd.try_io(Side::Write, buf.len(), |s| s.send_to_addr(buf, &addr))
+    }
+
+    forward! {
+        /// Makes the socket at an address the peer, as [`connect`](Self::connect).
+        fn connect_addr(addr: &SocketAddr) -> ();
+        /// Ends one direction or both.
+        fn shutdown(how: Shutdown) -> ();
+    }
+}
+
+/// A path as an address.
+fn addr_of(path: &Path) -> io::Result<SocketAddr> {
+    match path.as_os_str().as_bytes() {
+        [0, name @ ..] => SocketAddr::from_abstract_name(name),
+        _ => SocketAddr::from_pathname(path),
+    }
+}
