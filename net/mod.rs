@@ -16,7 +16,9 @@ mod tcp;
 mod tcp_split;
 
 pub use crate::runtime::poll_gate::{Closed, RuntimeGone};
+pub use dial::Dialer;
 pub use limit::raise_nofile_limit;
+pub use listen::ListenConfig;
 pub use resolve::{ToSocketAddrs, lookup_host};
 pub use tcp::{Incoming, TcpListener, TcpStream};
 pub use tcp_split::{OwnedReadHalf, OwnedWriteHalf, ReadHalf, ReuniteError, WriteHalf};

@@ -1,8 +1,8 @@
 //! TCP: Go's net/tcpsock.go.
 
-use super::dial;
+use super::dial::Dialer;
 use super::fd::{Fd, Transfer};
-use super::listen;
+use super::listen::{self, Backoff, ListenConfig};
 use super::resolve::ToSocketAddrs;
 use super::sys;
 use crate::runtime::poll_gate::{Side, Start};
@@ -35,6 +35,7 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 pub struct TcpListener {
     fd: Fd<net::TcpListener>,
+    backoff: Backoff,
 }
 
 impl Transfer for (net::TcpStream, SocketAddr) {
@@ -54,23 +55,31 @@ impl TcpListener {
     /// # Panics
     /// Outside a runtime.
     pub async fn bind<A: ToSocketAddrs>(addr: A) -> io::Result<Self> {
-        Ok(TcpListener { fd: listen::listen(addr).await? })
+        ListenConfig::new().listen(addr).await
     }
 
     /// Takes the next connection. Any number of tasks may wait here at once.
     ///
+    /// Where the process or the system has no descriptor or memory left (`EMFILE`, `ENFILE`, `ENOBUFS`, `ENOMEM`), it
+    /// waits too: it tries again after 5 ms, doubling to 1 s, and goes on by itself when there is some again
+    /// (trap P16). A connection that died in the queue is passed over.
+    ///
     /// # Errors
-    /// What accept(2) says. None of it ends the listener; connections that wait are still there (trap P16).
+    /// What else accept(2) says, and what registering the connection says. None of it ends the listener.
     ///
     /// # Cancel safety
     /// Safe: no connection is lost.
     pub async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
-        TcpStream::accepted(self.fd.io_op(Side::Read, 1, |l| sys::accept(l.as_fd())).await?)
+        TcpStream::accepted(self.fd.io_op(Side::Read, 1, |l| self.accept_from(l)).await?)
     }
 
     /// The same, to be polled; every waker that polls is woken.
     pub fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(TcpStream, SocketAddr)>> {
-        self.fd.poll_io(Side::Read, cx, None, 1, |l| sys::accept(l.as_fd())).map(|r| TcpStream::accepted(r?))
+        self.fd.poll_io(Side::Read, cx, None, 1, |l| self.accept_from(l)).map(|r| TcpStream::accepted(r?))
+    }
+
+    fn accept_from(&self, listener: &net::TcpListener) -> io::Result<(net::TcpStream, SocketAddr)> {
+        self.backoff.accept(&self.fd, || sys::accept(listener.as_fd()))
     }
 
     /// The connections as a stream. It ends after [`close`](Self::close).
@@ -103,7 +112,7 @@ impl TcpListener {
     /// Outside a runtime.
     pub fn from_std(listener: net::TcpListener) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
-        Ok(TcpListener { fd: listen::register(listener)? })
+        Ok(TcpListener { fd: listen::register(listener)?, backoff: Backoff::new() })
     }
 
     /// Gives the listener to std, in non-blocking mode.
@@ -156,7 +165,7 @@ impl TcpStream {
     /// # Cancel safety
     /// Dropping the future gives the attempt up and leaves nothing behind.
     pub async fn connect<A: ToSocketAddrs>(addr: A) -> io::Result<Self> {
-        Ok(TcpStream { fd: dial::dial(addr).await? })
+        Dialer::new().dial(addr).await
     }
 
     fn accepted((stream, addr): (net::TcpStream, SocketAddr)) -> io::Result<(Self, SocketAddr)> {
@@ -392,7 +401,7 @@ impl TcpStream {
     pub fn set_keepalive(&self, after: Option<Duration>) -> io::Result<()> {
         let socket = SockRef::from(self.fd.io());
         match after {
-            Some(after) => socket.set_tcp_keepalive(&listen::keepalive().with_time(after)),
+            Some(after) => socket.set_tcp_keepalive(&listen::keepalive(after)),
             None => socket.set_keepalive(false),
         }
     }
@@ -495,6 +504,40 @@ impl TcpStream {
     /// As there.
     pub fn set_write_deadline(&self, at: Option<Instant>) -> io::Result<()> {
         self.fd.set_deadline(&[Side::Write], at)
+    }
+}
+
+impl ListenConfig {
+    /// Listens on the first of the addresses on which that can be done; port 0 lets the system choose.
+    ///
+    /// # Errors
+    /// What the system says of the last address (`AddrInUse`, `PermissionDenied`), with the address named; what the
+    /// resolver or the hook says.
+    ///
+    /// # Panics
+    /// Outside a runtime.
+    pub async fn listen<A: ToSocketAddrs>(&self, addr: A) -> io::Result<TcpListener> {
+        Ok(TcpListener { fd: self.open(addr).await?, backoff: Backoff::new() })
+    }
+}
+
+impl Dialer {
+    /// Connects to the first of the addresses that answers. If there are addresses of both families, IPv4 and IPv6,
+    /// those of the first one's are tried one after the other; those of the other are tried beside them after
+    /// [`fallback_delay`](Self::fallback_delay), or as soon as the first have all failed.
+    ///
+    /// # Errors
+    /// What connect(2) or the hook says of the first address that failed, with the address named; `TimedOut` if the
+    /// time is over; what the resolver says; `InvalidInput` if there is no address, or none that can be reached from
+    /// [`local_addr`](Self::local_addr).
+    ///
+    /// # Panics
+    /// Outside a runtime.
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives all attempts up and leaves no socket behind.
+    pub async fn dial<A: ToSocketAddrs>(&self, addr: A) -> io::Result<TcpStream> {
+        Ok(TcpStream { fd: self.connect(addr).await? })
     }
 }
 
