@@ -68,7 +68,8 @@ impl ListenConfig {
         self
     }
 
-    /// Whether the port can be listened on while old connections of it linger (SO_REUSEADDR): yes unless set.
+    /// Whether the port can be listened on while connections of an older listener, which had this setting too, linger
+    /// (SO_REUSEADDR): yes unless set.
     pub fn reuse_addr(mut self, reuse: bool) -> Self {
         self.reuse_addr = reuse;
         self
@@ -236,3 +237,6 @@ impl Backoff {
 fn next_pause(last: u64) -> u64 {
     (last * 2).clamp(5, 1000)
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,46 +13,11 @@ use net::*;
 use socket2::SockRef;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use support::watchdog;
-
-fn one_at_a_time() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock().unwrap_or_else(|e| e.into_inner())
-}
-
-/// Sets the soft limit of descriptors; back again when dropped.
-struct Limit(libc::rlimit);
-
-impl Limit {
-    fn set(soft: u64) -> Self {
-        let mut old = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-        // SAFETY: both calls use the struct for their length only.
-        unsafe {
-            assert_eq!(libc::getrlimit(libc::RLIMIT_NOFILE, &mut old), 0);
-            let new = libc::rlimit { rlim_cur: soft.min(old.rlim_max), rlim_max: old.rlim_max };
-            assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &new), 0);
-        }
-        Limit(old)
-    }
-
-    /// No descriptor can be opened any more.
-    fn exhausted() -> Self {
-        let spare = File::open("/proc/self/exe").unwrap();
-        // The lowest free number is the next to be given: everything below is taken.
-        Limit::set(spare.as_raw_fd() as u64)
-    }
-}
-
-impl Drop for Limit {
-    fn drop(&mut self) {
-        // SAFETY: as above.
-        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &self.0) };
-    }
-}
 
 /// Every way in and out of a runtime, and the runtime itself.
 #[test]
