@@ -102,24 +102,27 @@ impl Dialer {
         self
     }
 
-    /// Go's `dialParallel`: the two families race, each through its own list. Dropping the loser closes its socket.
     pub(crate) async fn connect<A: ToSocketAddrs>(&self, addr: A) -> io::Result<Fd<TcpStream>> {
         let by_timeout = self.timeout.and_then(|t| Instant::now().checked_add(t));
         let deadline = by_timeout.into_iter().chain(self.deadline).min();
-        let addrs: Vec<_> = match deadline {
-            None => addr.resolve().await?.collect(),
-            Some(at) => timeout_at(at, addr.resolve()).await??.collect(),
+        let addrs = match deadline {
+            None => addr.resolve().await?,
+            Some(at) => timeout_at(at, addr.resolve()).await??,
         };
+        // Boxed: a task that dials once need not be so large for life.
+        Box::pin(self.parallel(addrs.collect(), deadline)).await
+    }
+
+    /// Go's `dialParallel`: the two families race, each through its own list. Dropping the loser closes its socket.
+    async fn parallel(&self, addrs: Vec<SocketAddr>, deadline: Option<Instant>) -> io::Result<Fd<TcpStream>> {
         let v4 = self.local_addr.or(addrs.first().copied()).is_some_and(|a| a.is_ipv4());
         let (primaries, fallbacks): (Vec<_>, _) = addrs.into_iter().partition(|a| a.is_ipv4() == v4);
         let mut primary = pin!(self.serial(primaries, deadline));
         if fallbacks.is_empty() || self.local_addr.is_some() {
             return primary.await;
         }
-        let early = timeout(self.fallback_delay, primary.as_mut()).await;
-        // Boxed, so that a dial without need of it stays small.
-        let mut fallback = Box::pin(self.serial(fallbacks, deadline));
-        let (is_primary, result) = match early {
+        let mut fallback = pin!(self.serial(fallbacks, deadline));
+        let (is_primary, result) = match timeout(self.fallback_delay, primary.as_mut()).await {
             Ok(result) => (true, result),
             Err(_) => {
                 poll_fn(|cx| match primary.as_mut().poll(cx) {
