@@ -1,15 +1,18 @@
 //! What the tests of sockets share: connected pairs, bytes to send, wakers that count, polls by hand.
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
+use crate::support::{Watchdog, watchdog};
 use gopark::net::{TcpListener, TcpStream};
 use gopark::{Builder, Runtime};
 use socket2::{Domain, Socket, Type};
 use std::fs::File;
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::task::{Context, Poll, Wake, Waker};
+use std::time::{Duration, Instant};
 
 pub fn runtime(workers: usize) -> Runtime {
     Builder::new().workers(workers).build().unwrap()
@@ -276,4 +279,68 @@ impl Drop for Limit {
 /// Machines without it have nothing to test.
 pub fn has_ipv6() -> bool {
     std::net::TcpListener::bind("[::1]:0").is_ok()
+}
+
+/// See [`alone`].
+#[must_use = "dropped at once it counts nothing"]
+pub struct Alone {
+    before: usize,
+    _turn: MutexGuard<'static, ()>,
+    _dog: Watchdog,
+}
+
+/// The first line of a test that must leave no descriptor behind: no other such test of this process runs meanwhile, and
+/// the descriptors are counted now and when what it returns is dropped, which has to be last. It watches as [`watchdog`]
+/// does.
+#[track_caller]
+pub fn alone(secs: u64) -> Alone {
+    let turn = one_at_a_time();
+    Alone { before: open_fds(), _turn: turn, _dog: watchdog(secs) }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        // What is open for a moment, as a sanitizer's own files are, is no leak.
+        let patience = Instant::now() + Duration::from_secs(5);
+        while open_fds() != self.before && Instant::now() < patience {
+            std::thread::yield_now();
+        }
+        if !std::thread::panicking() {
+            assert_eq!(open_fds(), self.before, "descriptors after the test, and before it");
+        }
+    }
+}
+
+pub const NEVER: Option<Instant> = None;
+
+/// A deadline that has passed.
+pub fn past() -> Option<Instant> {
+    Some(Instant::now())
+}
+
+pub fn ahead(millis: u64) -> Option<Instant> {
+    Some(Instant::now() + Duration::from_millis(millis))
+}
+
+/// An hour, which no test lasts.
+pub fn far() -> Option<Instant> {
+    ahead(3_600_000)
+}
+
+#[track_caller]
+pub fn is_timeout<T: std::fmt::Debug>(result: io::Result<T>) {
+    assert_eq!(result.expect_err("a deadline has passed").kind(), io::ErrorKind::TimedOut);
+}
+
+/// Is it what an operation gets on a socket that was closed?
+pub fn is_closed(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotConnected && error.get_ref().is_some_and(|e| e.is::<gopark::net::Closed>())
+}
+
+/// Ends when every deadline up to this time has taken effect: all of them lie in one heap, and this is one of them.
+pub async fn deadlines_until(at: Instant) {
+    let (stream, _peer) = pair().await;
+    stream.set_read_deadline(Some(at)).unwrap();
+    is_timeout(stream.read(&mut [0]).await);
+    assert!(Instant::now() >= at);
 }

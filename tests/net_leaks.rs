@@ -1,0 +1,306 @@
+//! Connections leave nothing behind, however they end: no descriptor, no task, no timer, no memory.
+//!
+//! The allocator counts what the process holds, so one test runs at a time.
+
+#[path = "support/net.rs"]
+mod net;
+mod support;
+
+use gopark::net::{TcpListener, TcpStream};
+use gopark::time::{sleep, timeout};
+use gopark::{JoinHandle, yield_now};
+use net::*;
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::io::{self, Write};
+use std::net::{Shutdown, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+struct Counting;
+
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+static LIVE: AtomicIsize = AtomicIsize::new(0);
+
+// SAFETY: everything is passed on to the system's allocator; beside that, only numbers change.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, SeqCst);
+        LIVE.fetch_add(layout.size() as isize, SeqCst);
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        LIVE.fetch_sub(layout.size() as isize, SeqCst);
+        // SAFETY: as the caller promises.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// splitmix64.
+#[derive(Clone, Copy)]
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % n
+    }
+
+    fn fork(&mut self) -> Random {
+        Random(self.below(u64::MAX))
+    }
+
+    /// A moment that is over soon: none, some turns of the scheduler, some microseconds.
+    async fn pause(&mut self) {
+        match self.below(3) {
+            0 => {}
+            1 => {
+                for _ in 0..self.below(10) {
+                    yield_now().await;
+                }
+            }
+            _ => sleep(Duration::from_micros(self.below(150))).await,
+        }
+    }
+
+    /// Sets a deadline, or not: far away, soon enough to come while the connection lives, or past.
+    fn deadline(&mut self, stream: &TcpStream) -> io::Result<()> {
+        let at = match self.below(5) {
+            0 => NEVER,
+            1 => Some(Instant::now() + Duration::from_micros(self.below(300))),
+            _ => far(),
+        };
+        match self.below(3) {
+            0 => stream.set_deadline(at),
+            1 => stream.set_read_deadline(at),
+            _ => stream.set_write_deadline(at),
+        }
+    }
+}
+
+/// Futures of connections that exist.
+static TASKS: AtomicUsize = AtomicUsize::new(0);
+
+/// Part of such a future.
+struct Alive;
+
+impl Alive {
+    fn new() -> Alive {
+        TASKS.fetch_add(1, SeqCst);
+        Alive
+    }
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        TASKS.fetch_sub(1, SeqCst);
+    }
+}
+
+/// The serving end: echoes, under ever new deadlines, until something ends it.
+async fn serve(stream: TcpStream, mut random: Random, alive: Alive) {
+    let mut buf = [0; 2000];
+    let end: io::Result<()> = async {
+        loop {
+            random.deadline(&stream)?;
+            match stream.read(&mut buf).await? {
+                0 => return Ok(()),
+                n => stream.write_all(&buf[..n]).await?,
+            }
+        }
+    }
+    .await;
+    drop((end, alive));
+}
+
+/// The dialing end: a few exchanges, to the end.
+async fn exchange(stream: &TcpStream, random: &mut Random) -> io::Result<()> {
+    let mut buf = [0; 3000];
+    for _ in 0..random.below(4) {
+        random.deadline(stream)?;
+        let n = 1 + random.below(buf.len() as u64) as usize;
+        stream.write_all(&buf[..n]).await?;
+        if random.below(4) == 0 {
+            // Given up, perhaps in the midst of it.
+            let _ = timeout(Duration::from_micros(random.below(100)), stream.read(&mut buf)).await;
+            return Ok(());
+        }
+        stream.read_exact(&mut buf[..n]).await?;
+    }
+    Ok(())
+}
+
+/// A task that must not outlive whoever began it: it would keep the connection open.
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// One connection's life at the dialing end: some exchanges, and an end of one of these kinds.
+async fn dial(addr: SocketAddr, kind: u64, mut random: Random, alive: Alive) {
+    let Ok(stream) = TcpStream::connect(addr).await else { return };
+    let _ = exchange(&stream, &mut random).await;
+    match kind {
+        // Without a word: what is unread makes it a reset.
+        0 => {}
+        1 => stream.set_linger(Some(Duration::ZERO)).unwrap(),
+        2 => drop(stream.shutdown([Shutdown::Read, Shutdown::Write, Shutdown::Both][random.below(3) as usize])),
+        3 => {
+            stream.close();
+            stream.close();
+        }
+        4 => {
+            // Others wait on it when it is closed.
+            let stream = Arc::new(stream);
+            let mut waiting = [(); 2].map(|()| {
+                let (stream, alive) = (stream.clone(), Alive::new());
+                AbortOnDrop(gopark::spawn(async move {
+                    let _ = stream.readable().await;
+                    drop(alive);
+                }))
+            });
+            random.pause().await;
+            stream.close();
+            for AbortOnDrop(task) in &mut waiting {
+                task.await.unwrap();
+            }
+        }
+        5 => {
+            let (read, write) = stream.into_split();
+            drop(write);
+            let _ = read.read(&mut [0; 8]).await;
+        }
+        6 => drop(stream.into_std().unwrap()),
+        // Forgotten here, aborted there.
+        _ => stream.readable().await.unwrap_or(()),
+    }
+    drop(alive);
+}
+const KINDS: u64 = 8;
+
+/// `n` connections, 50 at a time, half of them aborted from outside at random moments: the dialing task, in or after its
+/// connect, or the serving one.
+async fn round(n: usize, mut random: Random) {
+    let listener = Arc::new(TcpListener::bind(ANY).await.unwrap());
+    let addr = listener.local_addr().unwrap();
+    let server = gopark::spawn({
+        let (listener, mut random) = (listener.clone(), random.fork());
+        async move {
+            let mut served = Vec::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                let task = gopark::spawn(serve(stream, random.fork(), Alive::new()));
+                served.push(gopark::spawn(abort_at_random(task, random.below(4) == 0, random.fork())));
+                served.retain(|task: &JoinHandle<()>| !task.is_finished());
+            }
+            for task in served {
+                task.await.unwrap();
+            }
+        }
+    });
+    let mut under_way = Vec::new();
+    for i in 0..n {
+        let kind = random.below(KINDS);
+        let task = gopark::spawn(dial(addr, kind, random.fork(), Alive::new()));
+        // What ends by itself only if the server does is always aborted.
+        let abort = kind == KINDS - 1 || random.below(2) == 0;
+        under_way.push(abort_at_random(task, abort, random.fork()));
+        if under_way.len() == 50 || i == n - 1 {
+            futures::future::join_all(under_way.drain(..)).await;
+        }
+    }
+    listener.close();
+    server.await.unwrap();
+}
+
+async fn abort_at_random(task: JoinHandle<()>, abort: bool, mut random: Random) {
+    if abort {
+        random.pause().await;
+        random.pause().await;
+        task.abort();
+    }
+    if let Err(error) = task.await {
+        assert!(error.is_cancelled());
+    }
+}
+
+/// 10,000 connections in ten rounds, more than half of them aborted. After each round the descriptors are as many as before
+/// it, and no task is left; when what grows once has grown, the memory stays as it is, but for what comes and goes (a timer
+/// that was cancelled, an emptied queue: they are freed some time later). When the runtime is gone, so is all of it.
+#[test]
+fn ten_thousand_connections() {
+    const ROUNDS: usize = 10;
+    const EBB_AND_FLOW: isize = 16 << 10;
+    let _alone = alone(120);
+    let seed = std::env::var("GOPARK_SEED").map_or_else(|_| clock(), |seed| seed.parse().unwrap());
+    // Past the harness, which would keep it for itself if the watchdog ended the process.
+    let _ = writeln!(io::stderr(), "net_leaks: GOPARK_SEED={seed}");
+    let mut random = Random(seed);
+    let warm = runtime(2);
+    warm.run(round(100, random.fork()));
+    drop(warm);
+    let before = LIVE.load(SeqCst);
+    let runtime = runtime(2);
+    let fds = open_fds();
+    let mut memory = Vec::with_capacity(ROUNDS);
+    for _ in 0..ROUNDS {
+        runtime.run(round(1000, random.fork()));
+        assert_eq!(TASKS.load(SeqCst), 0);
+        assert_eq!(open_fds(), fds);
+        memory.push(LIVE.load(SeqCst));
+    }
+    let (early, late) = (memory[2..6].iter().max(), memory[6..].iter().min());
+    assert!(late.unwrap() - early.unwrap() < EBB_AND_FLOW, "bytes after each round: {memory:?}");
+    drop(memory);
+    drop(runtime);
+    assert!(LIVE.load(SeqCst) - before < EBB_AND_FLOW);
+}
+
+/// A deadline that moves further into the future is no operation on the timers: it allocates nothing, though hundreds of
+/// thousands would not fit into the heap. The counterproof is one that moves nearer.
+#[test]
+fn deadline_moved_back_and_the_timers() {
+    const MOVES: u64 = 100_000;
+    let _alone = alone(60);
+    let runtime = runtime(1);
+    runtime.block_on(async {
+        // Among so many that live, the dead ones of a heap are kept.
+        let mut all = Vec::new();
+        for _ in 0..100 {
+            let (a, b) = pair().await;
+            a.set_deadline(far()).unwrap();
+            b.set_deadline(far()).unwrap();
+            all.push((a, b));
+        }
+        let (stream, _peer) = pair().await;
+        let hour = Instant::now() + Duration::from_secs(3600);
+        let set = |millis| stream.set_deadline(Some(hour + Duration::from_millis(millis))).unwrap();
+        set(0);
+        // What a thread of the runtime allocates meanwhile, going to rest, it does not allocate each time.
+        let allocations = (0..5).map(|i| {
+            let before = ALLOCATIONS.load(SeqCst);
+            (i * MOVES..(i + 1) * MOVES).for_each(set);
+            ALLOCATIONS.load(SeqCst) - before
+        });
+        assert_eq!(allocations.min(), Some(0));
+        let before = ALLOCATIONS.load(SeqCst);
+        for millis in 0..1000 {
+            stream.set_deadline(Some(hour - Duration::from_millis(millis))).unwrap();
+        }
+        assert!(ALLOCATIONS.load(SeqCst) > before, "this test shows nothing");
+    });
+}
+
+fn clock() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64
+}
