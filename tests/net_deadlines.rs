@@ -17,6 +17,7 @@ use net::*;
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -808,6 +809,36 @@ fn foreign_executor_and_idle_workers() {
             is_timeout(futures::executor::block_on(stream.read(&mut [0])));
             assert!(Some(Instant::now()) >= at);
         }
+    }
+}
+
+/// And while every worker is busy with a task that never yields: sysmon sees to it.
+#[test]
+fn foreign_executor_and_busy_workers() {
+    let _alone = alone(60);
+    for workers in [1, 2] {
+        let runtime = runtime(workers);
+        let (stream, _peer) = runtime.block_on(pair());
+        let (stop, busy) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        for _ in 0..workers {
+            let (stop, busy) = (stop.clone(), busy.clone());
+            runtime.spawn(async move {
+                busy.fetch_add(1, SeqCst);
+                while !stop.load(SeqCst) {
+                    std::thread::yield_now();
+                }
+            });
+        }
+        while busy.load(SeqCst) < workers {
+            std::thread::yield_now();
+        }
+        let at = ahead(5);
+        stream.set_read_deadline(at).unwrap();
+        is_timeout(futures::executor::block_on(stream.read(&mut [0])));
+        assert!(Some(Instant::now()) >= at);
+        // A stuck task delays no `block_on`, be it for a sleep.
+        runtime.block_on(async { gopark::time::sleep(Duration::from_millis(1)).await });
+        stop.store(true, SeqCst);
     }
 }
 
