@@ -42,6 +42,7 @@ impl Sched {
         let mut list = WakeList::default();
         if nobody_polled {
             self.netpoll.netpoll(&mut list);
+            self.expire_timers(self.now(), &mut list);
         }
         self.netpoll.pass_batons(&mut list);
         let mut any = false;
