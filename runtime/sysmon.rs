@@ -36,8 +36,9 @@ impl Sched {
         }
     }
 
-    /// Nobody has polled for two ticks: all Ms are busy with long tasks. Go's first duty of sysmon. And no M goes idle,
-    /// so it is sysmon that passes the batons on (trap P23).
+    /// Nobody has polled for two ticks: all Ms are busy with long tasks, and see neither sockets nor timers, on which a
+    /// thread outside may wait. Go's first duty of sysmon. And no M goes idle, so it is sysmon that passes the batons on
+    /// (trap P23).
     fn poll_network(&self, nobody_polled: bool) {
         let mut list = WakeList::default();
         if nobody_polled {
