@@ -241,20 +241,14 @@ impl M {
         if role == Role::Exit {
             return Idled::Exit;
         }
-        let mut when = NEVER;
-        if role == Role::Poll {
-            sched.netpoll.set_poll_until(NEVER);
-            // Pairs with the fence of `TimerHeap::insert`: either that sees the poller, or this sees the timer.
-            fence(Ordering::SeqCst);
-            when = sched.next_timer();
-            sched.netpoll.set_poll_until(when);
-        }
+        let mut when = if role == Role::Poll { self.poll_until() } else { NEVER };
         let looked = sched.work_waiting() || !sched.blocking.is_empty() || sched.netpoll.has_batons();
         if looked || sched.stopping() {
+            if role == Role::Poll {
+                // Before the place is free: what the next poller says must not be overwritten.
+                sched.netpoll.set_poll_until(0);
+            }
             if let Some(p) = sched.idle.retract(self.shared.id, role) {
-                if role == Role::Poll {
-                    sched.netpoll.set_poll_until(0);
-                }
                 self.take_p(p, true);
                 if !sched.blocking.is_empty() {
                     // No thread could be started for it.
@@ -262,11 +256,25 @@ impl M {
                 }
                 return Idled::Again;
             }
+            if role == Role::Poll {
+                when = self.poll_until();
+            }
         }
         match role {
             Role::Poll => self.wait_in_network(when),
             _ => self.wait_parked(),
         }
+    }
+
+    /// Until when this M, which has the poller's place, may sleep; it says so to whoever adds a timer.
+    fn poll_until(&self) -> u64 {
+        let sched = &*self.sched;
+        sched.netpoll.set_poll_until(NEVER);
+        // Pairs with the fence of `Netpoll::timer_added`: either that sees the poller, or this sees the timer.
+        fence(Ordering::SeqCst);
+        let when = sched.next_timer();
+        sched.netpoll.set_poll_until(when);
+        when
     }
 
     fn wait_parked(&self) -> Idled {
@@ -324,12 +332,7 @@ impl M {
 
     /// The poller's place, taken by an M that has lost its P.
     fn wait_in_network_without_p(&self) -> Idled {
-        let sched = &*self.sched;
-        sched.netpoll.set_poll_until(NEVER);
-        fence(Ordering::SeqCst);
-        let when = sched.next_timer();
-        sched.netpoll.set_poll_until(when);
-        match self.wait_in_network(when) {
+        match self.wait_in_network(self.poll_until()) {
             Idled::Found(g) => {
                 self.requeue(g);
                 Idled::Again
