@@ -9,6 +9,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::io;
 use std::marker::PhantomData;
+use std::mem::ManuallyDrop;
 use std::panic::{Location, resume_unwind};
 use std::pin::pin;
 use std::sync::Arc;
@@ -267,7 +268,8 @@ impl std::error::Error for StillRunning {}
 
 thread_local! {
     /// The runtimes that this thread has entered, the last one first. (A worker is inside its own without this.)
-    static ENTERED: RefCell<Option<Handle>> = const { RefCell::new(None) };
+    /// Never dropped, so that the destructors of a thread may still ask; each guard gives back what it entered.
+    static ENTERED: RefCell<ManuallyDrop<Option<Handle>>> = const { RefCell::new(ManuallyDrop::new(None)) };
 }
 
 /// A way into a runtime, from any thread. It does not keep the runtime running: once that is shut down, what is
@@ -362,7 +364,8 @@ impl Handle {
 
     /// Makes this the current runtime of the thread until the guard is dropped.
     pub fn enter(&self) -> EnterGuard<'_> {
-        EnterGuard { before: ENTERED.replace(Some(self.clone())), handle: PhantomData, not_send: PhantomData }
+        let before = ManuallyDrop::into_inner(ENTERED.replace(ManuallyDrop::new(Some(self.clone()))));
+        EnterGuard { before, handle: PhantomData, not_send: PhantomData }
     }
 
     /// The heap for a timer of the current runtime.
@@ -383,7 +386,7 @@ fn outside(who: &str) -> ! {
 
 fn with_sched<R>(f: impl FnOnce(Option<&Arc<Sched>>) -> R) -> R {
     // Not borrowed while `f` runs, which may enter another runtime.
-    match ENTERED.with_borrow(Option::clone) {
+    match ENTERED.with_borrow(|entered| Option::clone(entered)) {
         Some(handle) => f(Some(&handle.sched)),
         None => Sched::with_current(f),
     }
@@ -442,8 +445,8 @@ pub struct EnterGuard<'a> {
 
 impl Drop for EnterGuard<'_> {
     fn drop(&mut self) {
-        let mine = ENTERED.replace(self.before.take());
-        drop(mine);
+        let mine = ENTERED.replace(ManuallyDrop::new(self.before.take()));
+        drop(ManuallyDrop::into_inner(mine));
     }
 }
 

@@ -82,16 +82,21 @@ impl M {
             if self.sched.stopping() {
                 return None;
             }
-            let Some(p) = self.p.get() else {
-                if !self.rest_without_p() {
+            if self.p.get().is_none() {
+                if !self.sched.blocking.is_empty() {
+                    // No thread could be started for it.
+                    self.run_blocking();
+                } else if !self.rest_without_p() {
                     return None;
                 }
                 continue;
-            };
+            }
             let g = self.check_around().or_else(|| self.next_local()).or_else(|| self.next_beyond());
             if g.is_some() {
                 return g;
             }
+            // A foreign waker that blocked may have cost it its P, or changed it.
+            let Some(p) = self.p.get() else { continue };
             match self.go_idle(p) {
                 Idled::Found(g) => return Some(g),
                 Idled::Again => {}
@@ -114,11 +119,13 @@ impl M {
         let list = &mut *self.list.borrow_mut();
         self.sched.expire_timers(now, list);
         self.queue_all(list, Lane::Due);
+        self.p.get()?;
         self.relieve_neighbour(now);
         if ask_network {
             // "False" is as good: another M polls.
             self.sched.netpoll.netpoll(list);
             self.queue_all(list, Lane::Back);
+            self.p.get()?;
         }
         self.sched.global.pop()
     }
@@ -161,6 +168,7 @@ impl M {
 
     /// With nothing of its own: the global queue, due timers, other Ms' queues, slots whose turn got lost.
     fn next_beyond(&self) -> Option<G> {
+        self.p.get()?;
         if !self.sched.global.is_empty() {
             // Go's share: as much as each P would get.
             let share = self.sched.global.len() / self.sched.ps().len() + 1;
@@ -178,6 +186,7 @@ impl M {
                 if let Some(g) = self.take_first(list, Lane::Due) {
                     return Some(g);
                 }
+                self.p.get()?;
             }
         }
         if let Some(g) = self.steal_work() {
@@ -190,6 +199,7 @@ impl M {
             if let Some(g) = self.take_first(list, Lane::Back) {
                 return Some(g);
             }
+            self.p.get()?;
         }
         None
     }
@@ -241,20 +251,14 @@ impl M {
         if role == Role::Exit {
             return Idled::Exit;
         }
-        let mut when = NEVER;
-        if role == Role::Poll {
-            sched.netpoll.set_poll_until(NEVER);
-            // Pairs with the fence of `TimerHeap::insert`: either that sees the poller, or this sees the timer.
-            fence(Ordering::SeqCst);
-            when = sched.next_timer();
-            sched.netpoll.set_poll_until(when);
-        }
+        let mut when = if role == Role::Poll { self.poll_until() } else { NEVER };
         let looked = sched.work_waiting() || !sched.blocking.is_empty() || sched.netpoll.has_batons();
         if looked || sched.stopping() {
+            if role == Role::Poll {
+                // Before the place is free: what the next poller says must not be overwritten.
+                sched.netpoll.set_poll_until(0);
+            }
             if let Some(p) = sched.idle.retract(self.shared.id, role) {
-                if role == Role::Poll {
-                    sched.netpoll.set_poll_until(0);
-                }
                 self.take_p(p, true);
                 if !sched.blocking.is_empty() {
                     // No thread could be started for it.
@@ -262,11 +266,25 @@ impl M {
                 }
                 return Idled::Again;
             }
+            if role == Role::Poll {
+                when = self.poll_until();
+            }
         }
         match role {
             Role::Poll => self.wait_in_network(when),
             _ => self.wait_parked(),
         }
+    }
+
+    /// Until when this M, which has the poller's place, may sleep; it says so to whoever adds a timer.
+    fn poll_until(&self) -> u64 {
+        let sched = &*self.sched;
+        sched.netpoll.set_poll_until(NEVER);
+        // Pairs with the fence of `Netpoll::timer_added`: either that sees the poller, or this sees the timer.
+        fence(Ordering::SeqCst);
+        let when = sched.next_timer();
+        sched.netpoll.set_poll_until(when);
+        when
     }
 
     fn wait_parked(&self) -> Idled {
@@ -324,12 +342,7 @@ impl M {
 
     /// The poller's place, taken by an M that has lost its P.
     fn wait_in_network_without_p(&self) -> Idled {
-        let sched = &*self.sched;
-        sched.netpoll.set_poll_until(NEVER);
-        fence(Ordering::SeqCst);
-        let when = sched.next_timer();
-        sched.netpoll.set_poll_until(when);
-        match self.wait_in_network(when) {
+        match self.wait_in_network(self.poll_until()) {
             Idled::Found(g) => {
                 self.requeue(g);
                 Idled::Again
@@ -363,7 +376,11 @@ impl M {
             });
         }
         self.share_backlog();
-        list.wake_foreign();
+        if list.has_wakers() {
+            // While they block, this M looks for nothing.
+            self.reset_spinning();
+            list.wake_foreign();
+        }
     }
 
     /// Wakes another M only if more is left than this one will soon run itself. Go wakes one for every task, which is

@@ -74,8 +74,6 @@ struct Threads {
     alive: usize,
     /// Those of them that block in the middle of a poll, or run a closure that may.
     aside: usize,
-    /// Those of them that are dropping tasks at the end.
-    winding: usize,
     ended: bool,
 }
 
@@ -278,6 +276,13 @@ impl Sched {
         }
         self.netpoll.netpoll_break();
         self.idle.wake_sysmon();
+        let threads = self.threads();
+        if threads.alive > 0 && threads.aside == threads.alive {
+            // No M is left to do it.
+            drop(threads);
+            self.cancel_all();
+            self.shut_if_quiet(self.threads());
+        }
     }
 
     /// After `stop`: waits until all threads are done, at most until `deadline`. Returns how many are not.
@@ -286,7 +291,7 @@ impl Sched {
         if threads.handles.is_empty() && !threads.ended {
             // Not even the first thread could be started: there is no last one to clean up.
             threads.ended = true;
-            drop(threads);
+            self.shut_if_quiet(threads);
             self.clean_up();
             return 0;
         }
@@ -307,39 +312,44 @@ impl Sched {
         0
     }
 
-    /// The runtime ends: drops every task that no M is running, then wakes whoever waits for a socket or a timer. Each M
-    /// does so when it ends, not only the last: an M may be in a poll that waits for what is dropped here. Go has no
-    /// counterpart, since a Go program ends with its process. `staying`: the caller's M does not end yet.
-    fn wind_down(&self, staying: bool) {
-        self.threads().winding += 1;
+    /// The runtime ends: drops every task that no M is running. Each M does so when it ends, not only the last: an M may
+    /// be in a poll that waits for what is dropped here. Go has no counterpart, since a Go program ends with its process.
+    fn cancel_all(&self) {
         for g in self.owned.cancel_all() {
             g.cancel();
         }
         self.cancel_queued();
-        let quiet = {
-            let mut threads = self.threads();
-            threads.winding -= 1;
-            let waiting = threads.aside + usize::from(!staying);
-            threads.winding == 0 && waiting >= threads.alive
-        };
-        // Not while another M polls or drops futures, which may use sockets and timers to the end. But once all that are
-        // left wait for something inside a poll, nothing else can end the wait.
-        if quiet {
-            self.netpoll.shut();
-            let mut list = WakeList::default();
-            for p in &self.ps {
-                p.timers.timers.shut(&mut list);
-            }
-            list.deliver();
+    }
+
+    /// Wakes whoever waits for a socket or a timer, at the end: not while an M polls or drops futures, which may use
+    /// both, but once all that are left wait for something inside a poll, since nothing else can end the wait.
+    fn shut_if_quiet(&self, threads: MutexGuard<'_, Threads>) {
+        if threads.aside < threads.alive || !self.stopping() {
+            return;
         }
+        drop(threads);
+        self.netpoll.shut();
+        let mut list = WakeList::default();
+        for p in &self.ps {
+            p.timers.timers.shut(&mut list);
+        }
+        list.deliver();
     }
 
     /// The calling M is about to block in the middle of its work, and may wait for another's.
     fn step_aside(&self) {
-        self.threads().aside += 1;
-        // `stop` comes before the lock of any M that ends: so either that one counts this one, or this one sees it here.
-        if self.stopping() {
-            self.wind_down(true);
+        loop {
+            let stopping = self.stopping();
+            if stopping {
+                // Not aside yet: these drops may step aside themselves.
+                self.cancel_all();
+            }
+            let mut threads = self.threads();
+            // `stop` comes before its lock: so either that counts this M, or this one sees it here.
+            if self.stopping() == stopping {
+                threads.aside += 1;
+                return self.shut_if_quiet(threads);
+            }
         }
     }
 
@@ -364,7 +374,7 @@ impl Sched {
 
     /// The last M waits for the tasks that others are about to queue.
     fn clean_up(&self) {
-        self.wind_down(false);
+        self.cancel_all();
         while !self.owned.is_empty() {
             if !self.cancel_queued() {
                 thread::yield_now();
@@ -450,10 +460,15 @@ impl M {
             list: RefCell::default(),
         };
         CURRENT.set(&m);
-        Sched::hook(&m.sched.config.on_thread_start);
-        if m.follow(orders) {
-            m.schedule();
+        if let Orders::Run(p) = orders {
+            // Before the hook, which may block and give it away.
+            m.take_p(p, true);
         }
+        Sched::hook(&m.sched.config.on_thread_start);
+        if orders == Orders::Block {
+            m.run_blocking();
+        }
+        m.schedule();
         m.end();
         CURRENT.set(ptr::null());
     }
@@ -513,13 +528,12 @@ impl M {
     /// The last thing a thread does.
     fn end(&self) {
         self.drop_p();
-        self.sched.wind_down(false);
+        self.sched.cancel_all();
         Sched::hook(&self.sched.config.on_thread_stop);
-        let last = {
-            let mut threads = self.sched.threads();
-            threads.alive -= 1;
-            threads.alive == 0
-        };
+        let mut threads = self.sched.threads();
+        threads.alive -= 1;
+        let last = threads.alive == 0;
+        self.sched.shut_if_quiet(threads);
         if last {
             self.sched.clean_up();
             self.sched.threads().ended = true;

@@ -188,7 +188,8 @@ impl M {
 
     /// Goes on with a P if one is idle, without otherwise. Go's `exitsyscall`.
     fn retake_p(&self) {
-        if self.p.get().is_none() {
+        // Not at the end: nobody would look at this M's queue again.
+        if self.p.get().is_none() && !self.sched.stopping() {
             if let Some(p) = self.sched.idle.acquire() {
                 self.take_p(p, false);
             }
@@ -198,10 +199,10 @@ impl M {
     /// Is about to run what may block, without a P. Go's `entersyscallblock`.
     fn step_aside(&self) {
         self.drop_p();
-        self.aside.set(self.aside.get() + 1);
-        if self.aside.get() == 1 {
+        if self.aside.get() == 0 {
             self.sched.step_aside();
         }
+        self.aside.set(self.aside.get() + 1);
     }
 
     /// Back from the outermost of these.
@@ -216,7 +217,8 @@ impl M {
     /// Runs closures until none waits.
     pub(super) fn run_blocking(&self) {
         self.step_aside();
-        while let Some(g) = self.sched.blocking.pop() {
+        while !self.sched.stopping() {
+            let Some(g) = self.sched.blocking.pop() else { break };
             let Ran::Done = g.run() else { unreachable!("a closure is ready when it returns") };
         }
         self.step_back();
