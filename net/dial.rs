@@ -1,44 +1,216 @@
-//! Making connections: Go's net/dial.go and fd_unix.go.
+//! Making connections: Go's net/dial.go, tcpsock_posix.go and fd_unix.go.
 
 use super::fd::Fd;
-use super::listen::keepalive;
-use super::resolve::ToSocketAddrs;
+use super::listen::{Control, KEEPALIVE, socket};
+use super::resolve::{ToSocketAddrs, named};
 use crate::runtime::poll_gate::{Side, Start};
-use socket2::{Domain, Protocol, Socket, Type};
+use crate::runtime::time::{timeout, timeout_at};
+use std::future::poll_fn;
 use std::io;
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::BorrowedFd;
+use std::pin::pin;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
-/// Connects to the first of the addresses that answers.
-pub(crate) async fn dial<A: ToSocketAddrs>(addr: A) -> io::Result<Fd<TcpStream>> {
-    let mut first = None;
-    for addr in addr.resolve().await? {
-        match connect(addr).await {
-            Ok(fd) => return Ok(fd),
-            // Not of this address: the runtime is gone, and the error says so itself.
-            Err(error) if error.raw_os_error().is_none() => return Err(error),
-            Err(error) => first = first.or(Some(io::Error::new(error.kind(), DialError { addr, error }))),
-        }
-    }
-    Err(first.unwrap_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "there is no address to connect to")))
+/// Settings of a connection that is to be made: Go's `net.Dialer`.
+///
+/// # Examples
+/// ```
+/// use gopark::net::{Dialer, TcpListener};
+/// use std::time::Duration;
+/// gopark::run(async {
+///     let listener = TcpListener::bind("127.0.0.1:0").await?;
+///     let dialer = Dialer::new().timeout(Duration::from_secs(5)).local_addr("127.0.0.2:0".parse().unwrap());
+///     let stream = dialer.dial(listener.local_addr()?).await?;
+///     assert_eq!(stream.local_addr()?.ip().to_string(), "127.0.0.2");
+///     std::io::Result::Ok(())
+/// })?;
+/// # std::io::Result::Ok(())
+/// ```
+#[derive(Debug, Clone)]
+#[must_use = "a dialer does nothing until `dial`"]
+pub struct Dialer {
+    timeout: Option<Duration>,
+    deadline: Option<Instant>,
+    local_addr: Option<SocketAddr>,
+    keepalive: Option<Duration>,
+    fallback_delay: Duration,
+    control: Control,
 }
 
-async fn connect(addr: SocketAddr) -> io::Result<Fd<TcpStream>> {
-    let socket = Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
-    socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(&keepalive())?;
-    // An interrupted connect goes on by itself, as one in progress does.
-    let connecting = match socket.connect(&addr.into()) {
-        Ok(()) => false,
-        Err(e) if matches!(e.raw_os_error(), Some(libc::EINPROGRESS | libc::EINTR)) => true,
-        Err(e) => return Err(e),
-    };
-    // Registered only now: a socket that is not connecting yet counts as hung up. What is to come makes an edge.
-    let start = if connecting { Start::Nil } else { Start::Try };
-    let fd = Fd::new(TcpStream::from(socket), start, start, true)?;
-    if connecting {
-        connected(&fd).await?;
+impl Default for Dialer {
+    fn default() -> Self {
+        Dialer {
+            timeout: None,
+            deadline: None,
+            local_addr: None,
+            keepalive: Some(KEEPALIVE),
+            fallback_delay: Duration::from_millis(300),
+            control: Control::default(),
+        }
     }
-    Ok(fd)
+}
+
+impl Dialer {
+    /// The settings that [`TcpStream::connect`](super::TcpStream::connect) uses.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How long a dial may take, the resolver included: as long as the system lets it unless set. Of several
+    /// addresses, each gets an equal share of the time that is left, and at least 2 s of it.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// When a dial must be done. If there is a [`timeout`](Self::timeout) too, the earlier counts.
+    pub fn deadline(mut self, deadline: Instant) -> Self {
+        self.deadline = Some(deadline);
+        self
+    }
+
+    /// The address to connect from; port 0 lets the system choose. Only addresses of its family are tried.
+    pub fn local_addr(mut self, addr: SocketAddr) -> Self {
+        self.local_addr = Some(addr);
+        self
+    }
+
+    /// After how long a silence the peer is probed: 15 s unless set; `None` for never. The kernel counts in seconds,
+    /// and at least one.
+    pub fn keepalive(mut self, after: Option<Duration>) -> Self {
+        self.keepalive = after;
+        self
+    }
+
+    /// How long the addresses of the first one's family (IPv4 or IPv6) are tried alone, before those of the other are
+    /// tried beside them: 300 ms unless set; [`Duration::MAX`] for until those have all failed. (RFC 8305, "Happy
+    /// Eyeballs".)
+    pub fn fallback_delay(mut self, delay: Duration) -> Self {
+        self.fallback_delay = delay;
+        self
+    }
+
+    /// Called with each socket and the address it is to connect to, when the other settings have been made and before
+    /// it is bound or connected. An error gives the address up.
+    pub fn control(
+        mut self,
+        hook: impl Fn(BorrowedFd<'_>, SocketAddr) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        self.control = Control::new(hook);
+        self
+    }
+
+    pub(crate) async fn connect<A: ToSocketAddrs>(&self, addr: A) -> io::Result<Fd<TcpStream>> {
+        let by_timeout = self.timeout.and_then(|t| Instant::now().checked_add(t));
+        let deadline = by_timeout.into_iter().chain(self.deadline).min();
+        let addrs = match deadline {
+            None => addr.resolve().await?,
+            Some(at) => timeout_at(at, addr.resolve()).await??,
+        };
+        // Boxed: a task that dials once need not be so large for life.
+        Box::pin(self.parallel(addrs.collect(), deadline)).await
+    }
+
+    /// Go's `dialParallel`: the two families race, each through its own list. Dropping the loser closes its socket.
+    async fn parallel(&self, addrs: Vec<SocketAddr>, deadline: Option<Instant>) -> io::Result<Fd<TcpStream>> {
+        let v4 = self.local_addr.or(addrs.first().copied()).is_some_and(|a| a.is_ipv4());
+        let (primaries, fallbacks): (Vec<_>, _) = addrs.into_iter().partition(|a| a.is_ipv4() == v4);
+        let mut primary = pin!(self.serial(primaries, deadline));
+        if fallbacks.is_empty() || self.local_addr.is_some() {
+            return primary.await;
+        }
+        let mut fallback = pin!(self.serial(fallbacks, deadline));
+        let (is_primary, result) = match timeout(self.fallback_delay, primary.as_mut()).await {
+            Ok(result) => (true, result),
+            Err(_) => {
+                poll_fn(|cx| match primary.as_mut().poll(cx) {
+                    Poll::Ready(result) => Poll::Ready((true, result)),
+                    Poll::Pending => fallback.as_mut().poll(cx).map(|result| (false, result)),
+                })
+                .await
+            }
+        };
+        match result {
+            Ok(fd) => Ok(fd),
+            Err(error) if is_primary => fallback.await.map_err(|_| error),
+            Err(_) => primary.await,
+        }
+    }
+
+    /// Go's `dialSerial`: one address after the other. The error is the first one's.
+    async fn serial(&self, addrs: Vec<SocketAddr>, deadline: Option<Instant>) -> io::Result<Fd<TcpStream>> {
+        let (mut left, mut first) = (addrs.len() as u32, None);
+        for addr in addrs {
+            match self.single(addr, deadline.map(|d| share(Instant::now(), d, left))).await {
+                Ok(fd) => return Ok(fd),
+                Err(error) => drop(first.get_or_insert_with(|| named(format_args!("cannot connect to {addr}"), error))),
+            }
+            left -= 1;
+        }
+        Err(first.unwrap_or_else(|| {
+            let from = self.local_addr.map_or(String::new(), |local| format!(" from {local}"));
+            io::Error::new(io::ErrorKind::InvalidInput, format!("there is no address to connect to{from}"))
+        }))
+    }
+
+    /// Go's `doDialTCP`. Where the system chooses the port, it may choose the very one that is dialled, and a socket
+    /// that connects to itself succeeds (TCP's simultaneous open, golang/go#2690); or one that is taken. So it is asked
+    /// again, twice at most.
+    async fn single(&self, addr: SocketAddr, deadline: Option<Instant>) -> io::Result<Fd<TcpStream>> {
+        let mut more = if self.local_addr.is_none_or(|a| a.port() == 0) { 2 } else { 0 };
+        loop {
+            let result = self.attempt(addr, deadline).await;
+            let again = match &result {
+                Ok(fd) => is_self_connected(fd.io(), addr),
+                Err(error) => error.raw_os_error() == Some(libc::EADDRNOTAVAIL),
+            };
+            if !again || more == 0 {
+                return result;
+            }
+            more -= 1;
+        }
+    }
+
+    async fn attempt(&self, addr: SocketAddr, deadline: Option<Instant>) -> io::Result<Fd<TcpStream>> {
+        if deadline.is_some_and(|at| at <= Instant::now()) {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let socket = socket(addr, self.keepalive)?;
+        self.control.call(&socket, addr)?;
+        if let Some(local) = self.local_addr {
+            socket.bind(&local.into())?;
+        }
+        // An interrupted connect goes on by itself, as one in progress does.
+        let connecting = match socket.connect(&addr.into()) {
+            Ok(()) => false,
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EINPROGRESS | libc::EINTR)) => true,
+            Err(e) => return Err(e),
+        };
+        // Registered only now: a socket that is not connecting yet counts as hung up. What is to come makes an edge.
+        let start = if connecting { Start::Nil } else { Start::Try };
+        let fd = Fd::new(TcpStream::from(socket), start, start, true)?;
+        if connecting {
+            fd.set_deadline(&[Side::Write], deadline)?;
+            connected(&fd).await?;
+            fd.set_deadline(&[Side::Write], None)?;
+        }
+        Ok(fd)
+    }
+}
+
+/// Go's `partialDeadline`: an equal share of the time for each of `n` addresses; if that is less than 2 s, it is taken
+/// from those at the end.
+fn share(now: Instant, deadline: Instant, n: u32) -> Instant {
+    let left = deadline.saturating_duration_since(now);
+    now + (left / n).max(Duration::from_secs(2)).min(left)
+}
+
+fn is_self_connected(stream: &TcpStream, addr: SocketAddr) -> bool {
+    // The port first: it costs one system call, not two, to see that all is well.
+    let local = stream.local_addr().ok().filter(|local| local.port() == addr.port());
+    local.is_some_and(|local| stream.peer_addr().is_ok_and(|peer| peer == local))
 }
 
 /// Waits until a connect that is in progress is done. Readiness alone proves nothing (trap P17): without an error there
@@ -56,21 +228,21 @@ async fn connected(fd: &Fd<TcpStream>) -> io::Result<()> {
     }
 }
 
-/// Says which address it was. The kind and the cause are the system's.
-#[derive(Debug)]
-struct DialError {
-    addr: SocketAddr,
-    error: io::Error,
-}
-
-impl std::fmt::Display for DialError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "cannot connect to {}: {}", self.addr, self.error)
+/// Go's TestDialerPartialDeadline.
+#[cfg(test)]
+#[test]
+fn shares_of_a_deadline() {
+    let (now, ms) = (Instant::now(), Duration::from_millis);
+    for (left, addrs, expected) in [
+        (12_000, 1, 12_000),
+        (12_000, 2, 6_000),
+        (12_000, 3, 4_000),
+        (12_000, 999, 2_000),
+        (1_900, 999, 1_900),
+        (1, 1, 1),
+        (0, 1, 0),
+    ] {
+        assert_eq!(share(now, now + ms(left), addrs), now + ms(expected));
     }
-}
-
-impl std::error::Error for DialError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&self.error)
-    }
+    assert_eq!(share(now + ms(1), now, 1), now + ms(1));
 }

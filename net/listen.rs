@@ -1,30 +1,135 @@
-//! Making listeners: Go's net/sock_posix.go.
+//! Making listeners, and what accept(2) says when it has none to give: Go's net/sock_posix.go, and the back-off of
+//! net/http's `Server.Serve`.
 
 use super::fd::Fd;
-use super::resolve::ToSocketAddrs;
-use crate::runtime::poll_gate::Start;
+use super::resolve::{ToSocketAddrs, named};
+use crate::runtime::poll_gate::{Side, Start};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::time::Duration;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
-/// Go's default: probes after 15 s of silence, each 15 s.
-pub(crate) fn keepalive() -> TcpKeepalive {
-    TcpKeepalive::new().with_time(Duration::from_secs(15)).with_interval(Duration::from_secs(15))
+/// Go's default for the silence after which a peer is probed.
+pub(crate) const KEEPALIVE: Duration = Duration::from_secs(15);
+
+/// Settings of a [`TcpListener`](super::TcpListener): Go's `net.ListenConfig`.
+///
+/// # Examples
+/// ```
+/// use gopark::net::ListenConfig;
+/// gopark::run(async {
+///     // One listener per worker: the kernel shares the connections out.
+///     let config = ListenConfig::new().reuse_port(true);
+///     let first = config.listen("127.0.0.1:0").await?;
+///     let second = config.listen(first.local_addr()?).await?;
+///     assert_eq!(first.local_addr()?, second.local_addr()?);
+///     std::io::Result::Ok(())
+/// })?;
+/// # std::io::Result::Ok(())
+/// ```
+#[derive(Debug, Clone)]
+#[must_use = "a configuration does nothing until `listen`"]
+pub struct ListenConfig {
+    backlog: Option<u32>,
+    reuse_addr: bool,
+    reuse_port: bool,
+    only_v6: bool,
+    keepalive: Option<Duration>,
+    control: Control,
 }
 
-/// The first of the addresses that can be listened on.
-pub(crate) async fn listen<A: ToSocketAddrs>(addr: A) -> io::Result<Fd<TcpListener>> {
-    let mut last = None;
-    for addr in addr.resolve().await? {
-        match listener(addr).and_then(register) {
-            Ok(fd) => return Ok(fd),
-            // Not of this address: the runtime is gone, and the error says so itself.
-            Err(error) if error.raw_os_error().is_none() => return Err(error),
-            Err(error) => last = Some(io::Error::new(error.kind(), ListenError { addr, error })),
+impl Default for ListenConfig {
+    fn default() -> Self {
+        ListenConfig {
+            backlog: None,
+            reuse_addr: true,
+            reuse_port: false,
+            only_v6: false,
+            keepalive: Some(KEEPALIVE),
+            control: Control::default(),
         }
     }
-    Err(last.unwrap_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "there is no address to listen on")))
+}
+
+impl ListenConfig {
+    /// The settings that [`TcpListener::bind`](super::TcpListener::bind) uses.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How many connections may wait to be accepted. Unless set, as many as the system allows, which is what
+    /// `/proc/sys/net/core/somaxconn` says; it allows no more if told.
+    pub fn backlog(mut self, connections: u32) -> Self {
+        self.backlog = Some(connections);
+        self
+    }
+
+    /// Whether the port can be listened on while connections of an older listener, which had this setting too, linger
+    /// (SO_REUSEADDR): yes unless set.
+    pub fn reuse_addr(mut self, reuse: bool) -> Self {
+        self.reuse_addr = reuse;
+        self
+    }
+
+    /// Whether several listeners, all with this setting, may share the port (SO_REUSEPORT): no unless set.
+    pub fn reuse_port(mut self, reuse: bool) -> Self {
+        self.reuse_port = reuse;
+        self
+    }
+
+    /// Whether a listener on `[::]` takes IPv6 connections only. Unless set it takes IPv4 ones too, whatever the
+    /// system's default is.
+    pub fn only_v6(mut self, only: bool) -> Self {
+        self.only_v6 = only;
+        self
+    }
+
+    /// After how long a silence the peer of an accepted connection is probed: 15 s unless set; `None` for never. The
+    /// kernel counts in seconds, and at least one.
+    pub fn keepalive(mut self, after: Option<Duration>) -> Self {
+        self.keepalive = after;
+        self
+    }
+
+    /// Called with each socket and the address it is for, when the other settings have been made and before it is
+    /// bound. An error gives the address up.
+    pub fn control(
+        mut self,
+        hook: impl Fn(BorrowedFd<'_>, SocketAddr) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        self.control = Control::new(hook);
+        self
+    }
+
+    /// The first of the addresses that can be listened on.
+    pub(crate) async fn open<A: ToSocketAddrs>(&self, addr: A) -> io::Result<Fd<TcpListener>> {
+        let mut last = io::Error::new(io::ErrorKind::InvalidInput, "there is no address to listen on");
+        for addr in addr.resolve().await? {
+            match self.listener(addr).and_then(register) {
+                Ok(fd) => return Ok(fd),
+                Err(error) => last = named(format_args!("cannot listen on {addr}"), error),
+            }
+        }
+        Err(last)
+    }
+
+    fn listener(&self, addr: SocketAddr) -> io::Result<TcpListener> {
+        // Linux lets accepted sockets inherit what is set here, so that no accept pays for it.
+        let socket = socket(addr, self.keepalive)?;
+        socket.set_reuse_address(self.reuse_addr)?;
+        socket.set_reuse_port(self.reuse_port)?;
+        if addr.is_ipv6() {
+            socket.set_only_v6(self.only_v6)?;
+        }
+        self.control.call(&socket, addr)?;
+        socket.bind(&addr.into())?;
+        socket.listen(self.backlog.map_or_else(max_backlog, |n| n.try_into().unwrap_or(i32::MAX)))?;
+        Ok(socket.into())
+    }
 }
 
 /// Puts a listener into the current runtime.
@@ -32,39 +137,106 @@ pub(crate) fn register(listener: TcpListener) -> io::Result<Fd<TcpListener>> {
     Fd::new(listener, Start::Try, Start::Nil, false)
 }
 
-fn listener(addr: SocketAddr) -> io::Result<TcpListener> {
+/// A TCP socket as both ends make it: not blocking, no delay, keepalive.
+pub(crate) fn socket(addr: SocketAddr, keepalive_after: Option<Duration>) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
-    // As Go and std do: a port can be listened on again while old connections linger in TIME_WAIT.
-    socket.set_reuse_address(true)?;
-    // Linux lets accepted sockets inherit these, so that no accept pays for them.
     socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(&keepalive())?;
-    socket.bind(&addr.into())?;
-    socket.listen(backlog())?;
-    Ok(socket.into())
+    if let Some(after) = keepalive_after {
+        socket.set_tcp_keepalive(&keepalive(after))?;
+    }
+    Ok(socket)
+}
+
+/// Probes after that much silence, then each 15 s. The kernel takes no less than a second.
+pub(crate) fn keepalive(after: Duration) -> TcpKeepalive {
+    TcpKeepalive::new().with_time(after.max(Duration::from_secs(1))).with_interval(KEEPALIVE)
 }
 
 /// As long a queue as the system allows: Go's `maxListenerBacklog`.
-fn backlog() -> i32 {
+fn max_backlog() -> i32 {
     let text = std::fs::read_to_string("/proc/sys/net/core/somaxconn");
     text.ok().and_then(|t| t.trim().parse().ok()).unwrap_or(libc::SOMAXCONN)
 }
 
-/// Says which address it was. The kind and the cause are the system's.
+type Hook = dyn Fn(BorrowedFd<'_>, SocketAddr) -> io::Result<()> + Send + Sync;
+
+/// The user's hook that sees a socket before it is bound: Go's `Control`.
+#[derive(Clone, Default)]
+pub(crate) struct Control(Option<Arc<Hook>>);
+
+impl Control {
+    pub(crate) fn new(hook: impl Fn(BorrowedFd<'_>, SocketAddr) -> io::Result<()> + Send + Sync + 'static) -> Self {
+        Control(Some(Arc::new(hook)))
+    }
+
+    pub(crate) fn call(&self, socket: &Socket, addr: SocketAddr) -> io::Result<()> {
+        self.0.as_ref().map_or(Ok(()), |hook| hook(socket.as_fd(), addr))
+    }
+}
+
+impl fmt::Debug for Control {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "a hook" } else { "none" })
+    }
+}
+
+/// A listener's patience where the system has no descriptor or memory left (trap P16): accept fails, the connection
+/// stays in the queue, and no edge will tell when that changes. So accept is tried again after 5 ms, doubling to 1 s,
+/// and not before, however many connections make edges meanwhile. All acceptors share it, and a success ends it.
+///
+/// The waiting itself is the slot's, so that a close and a deadline end it as any other.
 #[derive(Debug)]
-struct ListenError {
-    addr: SocketAddr,
-    error: io::Error,
+pub(crate) struct Backoff {
+    start: Instant,
+    /// The pause: its length in ms, in the low 16 bits, and above, when it ends, in ms from `start`; 0 without one.
+    /// Relaxed: whoever loses a race for it is woken by what the winner does next, a success or a timer.
+    pause: AtomicU64,
 }
 
-impl std::fmt::Display for ListenError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "cannot listen on {}: {}", self.addr, self.error)
+impl Backoff {
+    pub(crate) fn new() -> Self {
+        Backoff { start: Instant::now(), pause: AtomicU64::new(0) }
+    }
+
+    /// An accept call of the listener `fd`, to be made inside its EAGAIN loop: Go's `poll.FD.Accept`.
+    pub(crate) fn accept<T: AsFd, R>(&self, fd: &Fd<T>, mut accept: impl FnMut() -> io::Result<R>) -> io::Result<R> {
+        let pause = self.pause.load(Ordering::Relaxed);
+        if pause != 0 && self.now() < pause >> 16 {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        loop {
+            let result = accept();
+            match result.as_ref().err().and_then(io::Error::raw_os_error) {
+                // A connection that died in the queue: it is out of it now.
+                Some(libc::ECONNABORTED) => {}
+                Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => break,
+                _ => {
+                    if pause != 0 && result.is_ok() {
+                        self.pause.store(0, Ordering::Relaxed);
+                    }
+                    return result;
+                }
+            }
+        }
+        let length = next_pause(pause & 0xffff);
+        let next = (self.now() + length) << 16 | length;
+        // Only one of several that fail at once begins the pause.
+        if self.pause.compare_exchange(pause, next, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            fd.retry_after(Side::Read, Duration::from_millis(length));
+        }
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    /// Milliseconds, rounded down: the timer, which counts from later, does not come before the pause has ended.
+    fn now(&self) -> u64 {
+        self.start.elapsed().as_millis() as u64
     }
 }
 
-impl std::error::Error for ListenError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&self.error)
-    }
+/// In ms, as in net/http's `Server.Serve`.
+fn next_pause(last: u64) -> u64 {
+    (last * 2).clamp(5, 1000)
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,7 +22,9 @@ mod udp;
 mod unix;
 
 pub use crate::runtime::poll_gate::{Closed, RuntimeGone};
+pub use dial::Dialer;
 pub use limit::raise_nofile_limit;
+pub use listen::ListenConfig;
 pub use resolve::{ToSocketAddrs, lookup_host};
 pub use split::{OwnedReadHalf, OwnedWriteHalf, ReadHalf, ReuniteError, WriteHalf};
 pub use sys::Received;

@@ -1,6 +1,8 @@
 //! Names to addresses. The resolver blocks, so names go to the blocking pool; written addresses do not.
 
+use crate::runtime::poll_gate::RuntimeGone;
 use crate::runtime::runtime::spawn_blocking;
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, ToSocketAddrs as StdToSocketAddrs};
 
@@ -44,6 +46,33 @@ where
     match spawn_blocking(move || addr.to_socket_addrs()).await {
         Ok(addrs) => addrs.map(sealed::Addrs::Many),
         Err(error) => Err(io::Error::other(error)),
+    }
+}
+
+/// Says what failed, with the address. Kind and source are the error's own.
+pub(crate) fn named(what: fmt::Arguments<'_>, error: io::Error) -> io::Error {
+    // That is not of this address.
+    if error.get_ref().is_some_and(|e| e.is::<RuntimeGone>()) {
+        return error;
+    }
+    io::Error::new(error.kind(), Named { what: what.to_string(), error })
+}
+
+#[derive(Debug)]
+struct Named {
+    what: String,
+    error: io::Error,
+}
+
+impl fmt::Display for Named {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.what, self.error)
+    }
+}
+
+impl std::error::Error for Named {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.error)
     }
 }
 

@@ -257,19 +257,25 @@ macro_rules! listener {
         impl $t {
             /// Takes the next connection. Any number of tasks may wait here at once.
             ///
+            /// Where the process or the system has no descriptor or memory left (`EMFILE`, `ENFILE`, `ENOBUFS`,
+            /// `ENOMEM`), it waits too: it tries again after 5 ms, doubling to 1 s, and goes on by itself when there is
+            /// some again (trap P16). A connection that died in the queue is passed over.
+            ///
             /// # Errors
-            /// What accept(2) says. None of it ends the listener; connections that wait are still there (trap P16).
+            /// What else accept(2) says, and what registering the connection says. None of it ends the listener.
             ///
             /// # Cancel safety
             /// Safe: no connection is lost.
             pub async fn accept(&self) -> io::Result<($stream, $addr)> {
-                let (stream, addr) = self.fd.io_op(Side::Read, 1, sys::accept).await?;
+                let accept = |l: &_| self.backoff.accept(&self.fd, || sys::accept(l));
+                let (stream, addr) = self.fd.io_op(Side::Read, 1, accept).await?;
                 Ok(($stream::register(stream)?, addr))
             }
 
             /// The same, to be polled; every waker that polls is woken.
             pub fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<($stream, $addr)>> {
-                self.fd.poll_io(Side::Read, cx, None, 1, sys::accept).map(|accepted| {
+                let accept = |l: &_| self.backoff.accept(&self.fd, || sys::accept(l));
+                self.fd.poll_io(Side::Read, cx, None, 1, accept).map(|accepted| {
                     let (stream, addr) = accepted?;
                     Ok(($stream::register(stream)?, addr))
                 })

@@ -1,8 +1,8 @@
 //! TCP: Go's net/tcpsock.go.
 
-use super::dial;
+use super::dial::Dialer;
 use super::fd::Fd;
-use super::listen;
+use super::listen::{self, Backoff, ListenConfig};
 use super::resolve::ToSocketAddrs;
 use super::socket::{self, HasFd, both_sides, forward, owner, read_side, write_side};
 use super::stream::{async_read, async_write, listener, reads, stream, writes};
@@ -38,6 +38,7 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 pub struct TcpListener {
     fd: Fd<net::TcpListener>,
+    backoff: Backoff,
 }
 
 owner!(TcpListener: net::TcpListener);
@@ -54,11 +55,11 @@ impl TcpListener {
     /// # Panics
     /// Outside a runtime.
     pub async fn bind<A: ToSocketAddrs>(addr: A) -> io::Result<Self> {
-        Ok(TcpListener { fd: listen::listen(addr).await? })
+        ListenConfig::new().listen(addr).await
     }
 
     fn register(listener: net::TcpListener) -> io::Result<Self> {
-        Ok(TcpListener { fd: listen::register(listener)? })
+        Ok(TcpListener { fd: listen::register(listener)?, backoff: Backoff::new() })
     }
 
     fn release(self) -> net::TcpListener {
@@ -97,7 +98,7 @@ impl TcpStream {
     /// # Cancel safety
     /// Dropping the future gives the attempt up and leaves nothing behind.
     pub async fn connect<A: ToSocketAddrs>(addr: A) -> io::Result<Self> {
-        Ok(TcpStream { fd: dial::dial(addr).await? })
+        Dialer::new().dial(addr).await
     }
 
     fn register(stream: net::TcpStream) -> io::Result<Self> {
@@ -124,7 +125,7 @@ impl TcpStream {
     pub fn set_keepalive(&self, after: Option<Duration>) -> io::Result<()> {
         let socket = SockRef::from(self.fd.io());
         match after {
-            Some(after) => socket.set_tcp_keepalive(&listen::keepalive().with_time(after)),
+            Some(after) => socket.set_tcp_keepalive(&listen::keepalive(after)),
             None => socket.set_keepalive(false),
         }
     }
@@ -136,5 +137,39 @@ impl TcpStream {
     /// What setsockopt(2) says.
     pub fn set_linger(&self, linger: Option<Duration>) -> io::Result<()> {
         SockRef::from(self.fd.io()).set_linger(linger)
+    }
+}
+
+impl ListenConfig {
+    /// Listens on the first of the addresses on which that can be done; port 0 lets the system choose.
+    ///
+    /// # Errors
+    /// What the system says of the last address (`AddrInUse`, `PermissionDenied`), with the address named; what the
+    /// resolver or the hook says.
+    ///
+    /// # Panics
+    /// Outside a runtime.
+    pub async fn listen<A: ToSocketAddrs>(&self, addr: A) -> io::Result<TcpListener> {
+        Ok(TcpListener { fd: self.open(addr).await?, backoff: Backoff::new() })
+    }
+}
+
+impl Dialer {
+    /// Connects to the first of the addresses that answers. If there are addresses of both families, IPv4 and IPv6,
+    /// those of the first one's are tried one after the other; those of the other are tried beside them after
+    /// [`fallback_delay`](Self::fallback_delay), or as soon as the first have all failed.
+    ///
+    /// # Errors
+    /// What connect(2) or the hook says of the first address that failed, with the address named; `TimedOut` if the
+    /// time is over; what the resolver says; `InvalidInput` if there is no address, or none that can be reached from
+    /// [`local_addr`](Self::local_addr).
+    ///
+    /// # Panics
+    /// Outside a runtime.
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives all attempts up and leaves no socket behind.
+    pub async fn dial<A: ToSocketAddrs>(&self, addr: A) -> io::Result<TcpStream> {
+        Ok(TcpStream { fd: self.connect(addr).await? })
     }
 }

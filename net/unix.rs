@@ -4,6 +4,7 @@
 
 use super::datagram::datagram;
 use super::fd::Fd;
+use super::listen::Backoff;
 use super::socket::{self, HasFd, both_sides, forward, owner, read_side, write_side};
 use super::stream::{async_read, async_write, listener, reads, stream, writes};
 use super::sys::{self, Received};
@@ -52,6 +53,7 @@ pub struct UnixListener {
     /// Goes first: Go unlinks before it closes.
     unlink: Unlink,
     fd: Fd<net::UnixListener>,
+    backoff: Backoff,
 }
 
 owner!(UnixListener: net::UnixListener);
@@ -106,7 +108,7 @@ impl UnixListener {
 
     fn register(listener: net::UnixListener) -> io::Result<Self> {
         let fd = Fd::new(listener, Start::Try, Start::Nil, false)?;
-        Ok(UnixListener { unlink: Unlink::default(), fd })
+        Ok(UnixListener { unlink: Unlink::default(), fd, backoff: Backoff::new() })
     }
 
     fn release(self) -> net::UnixListener {

@@ -69,6 +69,8 @@ check! {
     MissedTick: Send + Sync + Unpin;
     Elapsed: Send + Sync + Unpin;
 
+    gopark::net::Dialer: Send + Sync + Unpin;
+    gopark::net::ListenConfig: Send + Sync + Unpin;
     TcpListener: Send + Sync + Unpin;
     TcpStream: Send + Sync + Unpin;
     Incoming<'static>: Send + Sync + Unpin;
@@ -128,6 +130,8 @@ fn futures(stream: &TcpStream, listener: &TcpListener, interval: &mut Interval, 
     send_static(TcpStream::connect(String::new()));
     send_static(TcpStream::connect((String::new(), 1)));
     send_static(TcpListener::bind(addr));
+    send(gopark::net::Dialer::new().dial("localhost:1"));
+    send(gopark::net::ListenConfig::new().listen("localhost:1"));
     send_static(lookup_host("localhost:1"));
     send(TcpStream::connect(&[addr][..]));
     send(gopark::time::timeout(Duration::ZERO, stream.readable()));

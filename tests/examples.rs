@@ -7,7 +7,7 @@ use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, ChildStderr, Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Barrier};
 use std::thread;
 use support::watchdog;
@@ -60,10 +60,6 @@ impl Server {
         let stream = TcpStream::connect(&self.addr).unwrap();
         stream.set_nodelay(true).unwrap();
         stream
-    }
-
-    fn stderr(&mut self) -> BufReader<ChildStderr> {
-        BufReader::new(self.child.stderr.take().unwrap())
     }
 
     fn threads(&self) -> usize {
@@ -211,15 +207,9 @@ fn out_of_descriptors_and_some_come_free() {
             }
         })
     };
-    let mut server = Server::of(command);
+    let server = Server::of(command);
     // Not all of them can be open at the same time; half of them can.
     let streams: Vec<_> = (0..30).map(|_| server.connect()).collect();
-    let mut complaints = server.stderr().lines().map(Result::unwrap);
-    // It waits longer and longer, and does not spin.
-    for pause in ["5ms", "10ms", "20ms", "40ms"] {
-        let line = complaints.next().unwrap();
-        assert!(line.contains("cannot accept") && line.ends_with(&format!("in {pause}")), "{line}");
-    }
     let (first, last) = streams.split_at(15);
     let is_served = |mut stream: &TcpStream| {
         let mut back = [0; 5];

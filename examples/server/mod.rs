@@ -2,7 +2,6 @@
 
 use crate::args::{Args, fail};
 use gopark::net::{TcpListener, TcpStream};
-use gopark::time::{Duration, sleep};
 use std::io::{self, Write};
 
 /// Listens as the command line says, and hands each connection to a task of its own. Returns only by ending the program.
@@ -37,26 +36,14 @@ async fn accept<F>(listener: TcpListener, connection: fn(TcpStream) -> F) -> io:
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    let mut pause = FIRST_PAUSE;
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => {
-                pause = FIRST_PAUSE;
-                drop(gopark::spawn(connection(stream)));
-            }
-            // Out of descriptors or of memory, most likely, and the connection still waits: to try again at once would
-            // only burn a CPU. Go's net/http waits in the same way.
-            Err(error) => {
-                say(format_args!("cannot accept a connection: {error}; trying again in {pause:?}"));
-                sleep(pause).await;
-                pause = (pause * 2).min(LAST_PAUSE);
-            }
+            Ok((stream, _)) => drop(gopark::spawn(connection(stream))),
+            // Where descriptors or memory run out, accept itself waits. This error took a connection with it.
+            Err(error) => say(format_args!("a connection is lost: {error}")),
         }
     }
 }
-
-const FIRST_PAUSE: Duration = Duration::from_millis(5);
-const LAST_PAUSE: Duration = Duration::from_secs(1);
 
 /// To stderr; unlike `eprintln`, it minds no closed one.
 fn say(what: std::fmt::Arguments<'_>) {

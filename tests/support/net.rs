@@ -4,10 +4,11 @@
 use gopark::net::{TcpListener, TcpStream};
 use gopark::{Builder, Runtime};
 use socket2::{Domain, Socket, Type};
+use std::fs::File;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::task::{Context, Poll, Wake, Waker};
 
 pub fn runtime(workers: usize) -> Runtime {
@@ -43,21 +44,33 @@ pub fn leak_mut<T>(value: T) -> &'static mut T {
 
 /// An address that refuses: bound, and nobody listens. It stays so while the socket lives.
 pub fn refusing() -> (Socket, SocketAddr) {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+    refusing_on(ANY)
+}
+
+pub fn refusing_on(addr: &str) -> (Socket, SocketAddr) {
+    let addr: SocketAddr = addr.parse().unwrap();
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None).unwrap();
+    socket.bind(&addr.into()).unwrap();
     let addr = socket.local_addr().unwrap().as_socket().unwrap();
     (socket, addr)
 }
 
 /// A listener whose queue is full, so that a further connect waits: SYNs are dropped.
 pub fn full_listener() -> (Socket, Vec<Socket>, SocketAddr) {
-    let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    listener.bind(&ANY.parse::<SocketAddr>().unwrap().into()).unwrap();
+    full_listener_on(ANY)
+}
+
+pub fn full_listener_on(addr: &str) -> (Socket, Vec<Socket>, SocketAddr) {
+    let addr: SocketAddr = addr.parse().unwrap();
+    let socket = || Socket::new(Domain::for_address(addr), Type::STREAM, None).unwrap();
+    let listener = socket();
+    listener.bind(&addr.into()).unwrap();
     listener.listen(0).unwrap();
     let addr = listener.local_addr().unwrap().as_socket().unwrap();
     let mut clients = Vec::new();
     loop {
-        let client = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).unwrap();
+        let client = socket();
+        client.set_nonblocking(true).unwrap();
         let _ = client.connect(&addr.into());
         let mut poll = libc::pollfd { fd: client.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
         // SAFETY: one pollfd, which outlives the call.
@@ -211,7 +224,56 @@ pub async fn fill(stream: &TcpStream) -> usize {
     }
 }
 
+/// The kind is the system's, the text names the address, and the system's error is the source.
+pub fn is_address_error(error: &std::io::Error, kind: std::io::ErrorKind, addr: &str) {
+    assert_eq!(error.kind(), kind, "{error}");
+    assert!(error.to_string().contains(addr), "{error}");
+    let source = error.get_ref().unwrap().source().unwrap().downcast_ref::<std::io::Error>().unwrap();
+    assert_eq!(source.kind(), kind);
+}
+
 /// How many descriptors the process has open.
 pub fn open_fds() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// For tests that count the descriptors of the process or change its limits.
+pub fn one_at_a_time() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+/// Sets the soft limit of descriptors; back again when dropped.
+pub struct Limit(libc::rlimit);
+
+impl Limit {
+    pub fn set(soft: u64) -> Self {
+        let mut old = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: both calls use the struct for their length only.
+        unsafe {
+            assert_eq!(libc::getrlimit(libc::RLIMIT_NOFILE, &mut old), 0);
+            let new = libc::rlimit { rlim_cur: soft.min(old.rlim_max), rlim_max: old.rlim_max };
+            assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &new), 0);
+        }
+        Limit(old)
+    }
+
+    /// No descriptor can be opened any more.
+    pub fn exhausted() -> Self {
+        let spare = File::open("/proc/self/exe").unwrap();
+        // The lowest free number is the next to be given: everything below is taken.
+        Limit::set(spare.as_raw_fd() as u64)
+    }
+}
+
+impl Drop for Limit {
+    fn drop(&mut self) {
+        // SAFETY: as above.
+        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &self.0) };
+    }
+}
+
+/// Machines without it have nothing to test.
+pub fn has_ipv6() -> bool {
+    std::net::TcpListener::bind("[::1]:0").is_ok()
 }
