@@ -2,7 +2,7 @@
 
 use super::datagram::datagram;
 use super::fd::Fd;
-use super::resolve::ToSocketAddrs;
+use super::resolve::{ToSocketAddrs, named};
 use super::socket::{self, HasFd, both_sides, forward, owner, read_side, write_side};
 use super::sys::{self, Received};
 use crate::runtime::poll_gate::{Side, Start};
@@ -44,21 +44,21 @@ impl UdpSocket {
     /// Binds to the first of the addresses with which that can be done; port 0 lets the system choose.
     ///
     /// # Errors
-    /// What the system says of the last address (`AddrInUse`, `PermissionDenied`); what the resolver says.
+    /// What the system says of the last address (`AddrInUse`, `PermissionDenied`), with the address named; what the resolver says.
     ///
     /// # Panics
     /// Outside a runtime.
     pub async fn bind<A: ToSocketAddrs>(addr: A) -> io::Result<Self> {
-        Self::from_std(first(addr, net::UdpSocket::bind).await?)
+        first(addr, "bind to", |addr| Self::from_std(net::UdpSocket::bind(addr)?)).await
     }
 
     /// Makes the first of the addresses with which that can be done the peer: datagrams go to it, and no other's arrive.
     /// What arrived before stays.
     ///
     /// # Errors
-    /// What connect(2) says of the last address; what the resolver says.
+    /// What connect(2) says of the last address, with the address named; what the resolver says.
     pub async fn connect<A: ToSocketAddrs>(&self, addr: A) -> io::Result<()> {
-        first(addr, |addr| self.fd.io().connect(addr)).await
+        first(addr, "connect to", |addr| self.fd.io().connect(addr)).await
     }
 
     /// Sends a datagram to the first of the addresses.
@@ -161,11 +161,11 @@ fn no_address() -> io::Error {
 }
 
 /// What can be done with the first of the addresses with which it can be done.
-async fn first<A: ToSocketAddrs, R>(addr: A, mut f: impl FnMut(SocketAddr) -> io::Result<R>) -> io::Result<R> {
+async fn first<A: ToSocketAddrs, R>(addr: A, what: &str, f: impl Fn(SocketAddr) -> io::Result<R>) -> io::Result<R> {
     let mut last = no_address();
     for addr in addr.resolve().await? {
         match f(addr) {
-            Err(error) => last = error,
+            Err(error) => last = named(format_args!("cannot {what} {addr}"), error),
             done => return done,
         }
     }

@@ -49,7 +49,9 @@ fn send_to_and_recv_from() {
         let nowhere: &[SocketAddr] = &[];
         assert_eq!(a.send_to(b"x", nowhere).await.unwrap_err().kind(), ErrorKind::InvalidInput);
         assert_eq!(UdpSocket::bind(nowhere).await.unwrap_err().kind(), ErrorKind::InvalidInput);
-        assert_eq!(UdpSocket::bind(a_addr).await.unwrap_err().kind(), ErrorKind::AddrInUse);
+        let error = UdpSocket::bind(a_addr).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::AddrInUse);
+        assert!(error.to_string().contains(&a_addr.to_string()), "{error}");
         // The first that can be had.
         assert_eq!(UdpSocket::bind(&[a_addr, ANY.parse().unwrap()][..]).await.unwrap().peer_addr().ok(), None);
         a.send_to(b"by name", ("localhost", b_addr.port())).await.unwrap();
