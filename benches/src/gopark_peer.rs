@@ -5,7 +5,7 @@ use gopark::net::{TcpListener, TcpStream};
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub(crate) struct Gopark;
 
@@ -40,12 +40,25 @@ impl Runtime for Gopark {
         listener.local_addr()
     }
 
+    fn from_std(stream: std::net::TcpStream) -> io::Result<TcpStream> {
+        TcpStream::from_std(stream)
+    }
+
     async fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
         Ok(listener.accept().await?.0)
     }
 
     fn read<'a>(stream: &'a mut TcpStream, buf: &'a mut [u8]) -> impl Future<Output = io::Result<usize>> + Send {
         stream.read(buf)
+    }
+
+    async fn read_within<'a>(stream: &'a mut TcpStream, buf: &'a mut [u8], time: Duration) -> io::Result<usize> {
+        stream.set_read_deadline(Some(Instant::now() + time))?;
+        stream.read(buf).await
+    }
+
+    fn set_read_deadline(stream: &mut TcpStream, time: Duration) -> io::Result<()> {
+        stream.set_read_deadline(Some(Instant::now() + time))
     }
 
     fn write_all<'a>(stream: &'a mut TcpStream, bytes: &'a [u8]) -> impl Future<Output = io::Result<()>> + Send {

@@ -5,6 +5,7 @@ mod child;
 mod contest;
 mod count_perf;
 mod count_ptrace;
+mod deadlines;
 mod duel;
 mod go;
 mod gopark_peer;
@@ -42,6 +43,7 @@ benches SUBCOMMAND [OPTIONS]: gopark beside its peers, on one machine in one run
   light      CPU time per round trip under light load
   syscalls   system calls per round trip
   sleepers   how late 100,000 sleepers wake, and what they cost
+  deadlines  what it costs to say until when a read may wait
   spread     how well short computations use a second worker
   serve      one echo server
   load       the load client alone
@@ -134,9 +136,11 @@ fn dispatch(mut args: Args) -> Result<(), Failure> {
         "light" => (light::HELP, |args| watched(args, light::main)),
         "syscalls" => (syscalls::HELP, |args| watched(args, syscalls::main)),
         "sleepers" => (sleepers::HELP, |args| watched(args, sleepers::main)),
+        "deadlines" => (deadlines::HELP, |args| watched(args, deadlines::main)),
         "spread" => (spread::HELP, |args| watched(args, spread::main)),
         // What the others start; nothing for people.
         "sleep" => ("", sleepers::child),
+        "deadline" => ("", deadlines::child),
         "tracepoint" => ("", count_perf::tracepoint_child),
         _ => return Err(Failure::usage(format!("there is no subcommand {name:?}"))),
     };

@@ -23,8 +23,17 @@ pub(crate) trait Runtime: Send + 'static {
     fn sleep(time: Duration) -> impl Future<Output = ()> + Send;
     fn bind(addr: SocketAddr) -> impl Future<Output = io::Result<Self::Listener>> + Send;
     fn local_addr(listener: &Self::Listener) -> io::Result<SocketAddr>;
+    fn from_std(stream: std::net::TcpStream) -> io::Result<Self::Stream>;
     fn accept(listener: &Self::Listener) -> impl Future<Output = io::Result<Self::Stream>> + Send;
     fn read<'a>(stream: &'a mut Self::Stream, buf: &'a mut [u8]) -> impl Future<Output = io::Result<usize>> + Send;
+    /// A read that gives up after `time`.
+    fn read_within<'a>(
+        stream: &'a mut Self::Stream,
+        buf: &'a mut [u8],
+        time: Duration,
+    ) -> impl Future<Output = io::Result<usize>> + Send;
+    /// What a read that gives up after `time` costs beside the read.
+    fn set_read_deadline(stream: &mut Self::Stream, time: Duration) -> io::Result<()>;
     fn write_all<'a>(stream: &'a mut Self::Stream, bytes: &'a [u8]) -> impl Future<Output = io::Result<()>> + Send;
 }
 

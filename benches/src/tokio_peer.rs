@@ -1,5 +1,6 @@
 //! tokio, multi-threaded.
 
+use crate::deadlines::poll_once;
 use crate::runtime::Runtime;
 use crate::sys;
 use std::future::Future;
@@ -43,12 +44,26 @@ impl Runtime for Tokio {
         listener.local_addr()
     }
 
+    fn from_std(stream: std::net::TcpStream) -> io::Result<TcpStream> {
+        stream.set_nonblocking(true)?;
+        TcpStream::from_std(stream)
+    }
+
     async fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
         Ok(listener.accept().await?.0)
     }
 
     fn read<'a>(stream: &'a mut TcpStream, buf: &'a mut [u8]) -> impl Future<Output = io::Result<usize>> + Send {
         stream.read(buf)
+    }
+
+    async fn read_within<'a>(stream: &'a mut TcpStream, buf: &'a mut [u8], time: Duration) -> io::Result<usize> {
+        tokio::time::timeout(time, stream.read(buf)).await?
+    }
+
+    fn set_read_deadline(_: &mut TcpStream, time: Duration) -> io::Result<()> {
+        poll_once(tokio::time::timeout(time, std::future::pending::<()>()));
+        Ok(())
     }
 
     fn write_all<'a>(stream: &'a mut TcpStream, bytes: &'a [u8]) -> impl Future<Output = io::Result<()>> + Send {
