@@ -66,8 +66,9 @@ pub mod time {
     pub use std::time::{Duration, Instant};
 }
 
-/// Descriptors that are not sockets.
+/// Copying from one descriptor to another, and descriptors that are not sockets.
 #[cfg(not(gopark_loom))]
 pub mod io {
+    pub use crate::net::copy::{Copy, CopyBidirectional, CopyFrom, CopyTo, copy, copy_bidirectional};
     pub use crate::net::poll_fd::PollFd;
 }

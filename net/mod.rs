@@ -6,6 +6,7 @@
 //!
 //! What needs a runtime, as making a socket does, panics outside of one.
 
+pub(crate) mod copy;
 mod datagram;
 mod dial;
 mod fd;
@@ -14,6 +15,7 @@ mod listen;
 pub(crate) mod poll_fd;
 mod resolve;
 mod socket;
+mod splice;
 mod split;
 mod stream;
 mod sys;

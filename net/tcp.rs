@@ -80,7 +80,7 @@ impl TcpListener {
 /// `futures_io::{AsyncRead, AsyncWrite}` are there for `TcpStream`, `&TcpStream` and the halves.
 #[derive(Debug)]
 pub struct TcpStream {
-    fd: Fd<net::TcpStream>,
+    pub(super) fd: Fd<net::TcpStream>,
 }
 
 owner!(TcpStream: net::TcpStream);

@@ -12,8 +12,8 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use support::watchdog;
 
-const SERVERS: [&str; 3] = ["echo", "http_hello", "idle"];
-const ALL: [&str; 4] = ["echo", "http_hello", "idle", "echo_load"];
+const SERVERS: [&str; 4] = ["echo", "http_hello", "idle", "proxy"];
+const ALL: [&str; 5] = ["echo", "http_hello", "proxy", "idle", "echo_load"];
 
 /// An example, ready to be started. It does not outlive the test, even if that is aborted.
 fn example(name: &str, args: &[&str]) -> Command {
@@ -140,6 +140,9 @@ fn a_bad_argument_is_named_and_ends_with_status_2() {
     ] {
         assert_refused(&example("echo_load", args).output().unwrap(), says);
     }
+    for (args, says) in [(&["--target", "127.0.0.1"][..], "127.0.0.1"), (&["--target=:7000"], "--target")] {
+        assert_refused(&example("proxy", args).output().unwrap(), says);
+    }
 }
 
 #[test]
@@ -191,6 +194,63 @@ fn echo_sends_back_every_byte_of_every_connection_and_closes_after_the_last() {
             });
         }
     });
+}
+
+#[test]
+fn proxy_passes_on_every_byte_and_each_end_by_itself() {
+    let _watchdog = watchdog(60);
+    let target = TcpListener::bind("127.0.0.1:0").unwrap();
+    let proxy = Server::start("proxy", &["--target", &target.local_addr().unwrap().to_string(), "--workers", "2"]);
+    let open = proxy.sockets();
+    thread::scope(|scope| {
+        for seed in 0..4 {
+            let client = proxy.connect();
+            let server = target.accept().unwrap().0;
+            scope.spawn(move || {
+                let all = noise(seed, (8 << 20) + seed);
+                let passes = |from: &TcpStream, to: &TcpStream| {
+                    thread::scope(|scope| {
+                        scope.spawn(|| {
+                            let mut from = from;
+                            // Small pieces first, as long as nothing waits, and then all of it.
+                            all[..1000].chunks(10).for_each(|some| from.write_all(some).unwrap());
+                            from.write_all(&all[1000..]).unwrap();
+                            from.shutdown(Shutdown::Write).unwrap();
+                        });
+                        let (mut to, mut got) = (to, Vec::new());
+                        to.read_to_end(&mut got).unwrap();
+                        assert!(got == all, "connection {seed}");
+                    });
+                };
+                // The second direction works when the first has ended.
+                if seed % 2 == 0 {
+                    passes(&client, &server);
+                    passes(&server, &client);
+                } else {
+                    passes(&server, &client);
+                    passes(&client, &server);
+                }
+            });
+        }
+    });
+    // It closes once it has seen both ends; that may take a moment, and the watchdog's patience at most.
+    while proxy.sockets() > open {
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn proxy_without_a_target_says_so_and_goes_on() {
+    let _watchdog = watchdog(60);
+    let target = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let mut proxy = Server::start("proxy", &["--target", &target]);
+    let mut complaints = BufReader::new(proxy.child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    for _ in 0..3 {
+        // An end or a reset: both tell the client.
+        assert!(matches!(proxy.connect().read(&mut [0]), Ok(0) | Err(_)));
+        let line = complaints.next().unwrap();
+        assert!(line.contains("cannot pass") && line.contains(&target), "{line}");
+    }
 }
 
 #[test]

@@ -38,7 +38,7 @@ const RUNTIME: &[&[&str]] = &[
 /// On top of the runtime.
 const NET: &[&[&str]] = &[
     &["net/sys.rs", "net/limit.rs"],
-    &["net/fd.rs"],
+    &["net/fd.rs", "net/splice.rs"],
     &["net/socket.rs"],
     &["net/stream.rs", "net/datagram.rs"],
     &["net/resolve.rs"],
@@ -46,6 +46,7 @@ const NET: &[&[&str]] = &[
     &["net/dial.rs"],
     &["net/tcp.rs", "net/udp.rs", "net/unix.rs", "net/poll_fd.rs"],
     &["net/split.rs"],
+    &["net/copy.rs"],
     &["net/mod.rs"],
 ];
 

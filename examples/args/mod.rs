@@ -21,12 +21,17 @@ impl Args {
         Args { rest }
     }
 
-    /// `--addr HOST:PORT`. The host may be a name; it is looked up later.
+    /// `--addr HOST:PORT`.
     pub(crate) fn addr(&mut self, default: &str) -> String {
-        let addr = self.value("--addr").unwrap_or_else(|| default.to_owned());
+        self.host_port("--addr", default)
+    }
+
+    /// `HOST:PORT`. The host may be a name; it is looked up later.
+    pub(crate) fn host_port(&mut self, name: &str, default: &str) -> String {
+        let addr = self.value(name).unwrap_or_else(|| default.to_owned());
         match addr.rsplit_once(':') {
             Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => addr,
-            _ => fail(format_args!("--addr wants HOST:PORT, such as {default}, not {addr:?}")),
+            _ => fail(format_args!("{name} wants HOST:PORT, such as {default}, not {addr:?}")),
         }
     }
 

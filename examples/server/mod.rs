@@ -11,7 +11,19 @@ pub(crate) fn run<F>(help: &str, default_addr: &str, connection: fn(TcpStream) -
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    let mut args = Args::read(help);
+    serve(Args::read(help), default_addr, connection)
+}
+
+/// The same, where some of the command line has been taken already.
+#[allow(dead_code, reason = "see `run`")]
+pub(crate) fn serve<F>(
+    mut args: Args,
+    default_addr: &str,
+    connection: impl Fn(TcpStream) -> F + Send + Sync + 'static,
+) -> !
+where
+    F: Future<Output = ()> + Send + 'static,
+{
     let addr = args.addr(default_addr);
     let workers = args.workers();
     args.end();
@@ -42,7 +54,7 @@ pub(crate) async fn listen(addr: String) -> io::Result<TcpListener> {
 /// For ever: nothing that a connection does may end the server.
 pub(crate) async fn accept<F>(
     listener: TcpListener,
-    connection: fn(TcpStream) -> F,
+    connection: impl Fn(TcpStream) -> F,
 ) -> io::Result<std::convert::Infallible>
 where
     F: Future<Output = ()> + Send + 'static,
@@ -57,6 +69,6 @@ where
 }
 
 /// To stderr; unlike `eprintln`, it minds no closed one.
-fn say(what: std::fmt::Arguments<'_>) {
+pub(crate) fn say(what: std::fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr(), "{what}");
 }

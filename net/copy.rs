@@ -1,0 +1,462 @@
+//! Copying from one descriptor to another: Go's `io.Copy`, with the shortcuts of net/splice_linux.go and
+//! net/sendfile.go.
+//!
+//! Go splices whatever it can. For short messages that is dear: two splices and a pipe for a read and a write. Here a
+//! copy begins with a buffer, goes over to splice(2) when much comes several times in a row, and back when it is little.
+//!
+//! ```text
+//!             ┌────────── much, IN_A_ROW times: splice ──────────┐
+//!             │                                                  ▼
+//!   sockets: Buffer ◀─── little, IN_A_ROW times; no pipe ───── Splice        files: SendFile
+//!             │                                                  │                    │
+//!             └── no streams ──▶ Plain ◀── the kernel refuses ───┴────────────────────┘
+//! ```
+
+use super::fd::Fd;
+use super::poll_fd::PollFd;
+use super::socket::HasFd;
+use super::splice::{self, Pipe, User};
+use super::split::{OwnedReadHalf, OwnedWriteHalf, ReadHalf, WriteHalf};
+use super::tcp::TcpStream;
+use super::unix::UnixStream;
+use crate::runtime::budget;
+use crate::runtime::poll_gate::Side;
+use socket2::SockRef;
+use std::cell::Cell;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+/// What a buffer holds.
+const BUFFER: usize = 64 << 10;
+/// So much at once is much.
+const MUCH: usize = 16 << 10;
+const IN_A_ROW: i8 = 3;
+/// Where there was no pipe: so many more times must come before there is another try.
+const NO_PIPE: i8 = -100;
+/// What one unit of the budget moves.
+const UNIT: usize = 8 << 10;
+
+/// Copies everything from `reader` to `writer`, to the end of the stream or the file, and says how much that was.
+///
+/// Bulk goes through the kernel without being looked at: by splice(2) between stream sockets and pipes, by sendfile(2)
+/// from files. Short messages, and whatever these calls refuse, go through a buffer, which nothing holds while it waits
+/// for the reader. The writer is not shut at the end.
+///
+/// A [`File`] is read from its position, which moves on (see [`Copy::offset`]). As everywhere, this blocks the thread
+/// while the disk works; a file that may block for ever, such as a FIFO, belongs into a [`PollFd`].
+///
+/// # Errors
+/// What the reader or the writer says, deadlines and `close` included; never a SIGPIPE (trap P26). Where
+/// [`in_flight`](Copy::in_flight) is 0 the error is the reader's, otherwise the writer's; from a file it may be either's.
+/// After an error that passes, as `TimedOut` does when the deadline is set anew, the same future can be polled again, and
+/// goes on where it was.
+///
+/// # Cancel safety
+/// The writer has got [`copied`](Copy::copied) bytes. The next [`in_flight`](Copy::in_flight) bytes have left the reader,
+/// and are lost if the future is dropped.
+///
+/// # Examples
+/// ```
+/// use gopark::net::{TcpListener, TcpStream};
+/// gopark::run(async {
+///     let listener = TcpListener::bind("127.0.0.1:0").await?;
+///     let client = TcpStream::connect(listener.local_addr()?).await?;
+///     let (server, _) = listener.accept().await?;
+///     let file = std::fs::File::open("Cargo.toml")?;
+///     let sent = gopark::io::copy(&file, &server).await?;
+///     assert_eq!(sent, file.metadata()?.len());
+///     # drop(client);
+///     std::io::Result::Ok(())
+/// })?;
+/// # std::io::Result::Ok(())
+/// ```
+pub fn copy<'a>(reader: &'a impl CopyFrom, writer: &'a impl CopyTo) -> Copy<'a> {
+    Copy { flow: Flow::new(reader, writer) }
+}
+
+/// Copies in both directions at once, until both have ended, and says how much went from `a` to `b` and from `b` to
+/// `a`. Where one side's stream ends, the other side's is shut for writing, and the other direction goes on.
+///
+/// # Errors
+/// As [`copy`]; an error in one direction ends both. It shuts nothing.
+///
+/// # Cancel safety
+/// As [`copy`], in each direction.
+///
+/// # Examples
+/// ```
+/// use gopark::net::{TcpListener, TcpStream};
+/// /// Passes one connection on.
+/// async fn proxy(listener: TcpListener, target: &str) -> std::io::Result<()> {
+///     let (client, _) = listener.accept().await?;
+///     let server = TcpStream::connect(target).await?;
+///     let (up, down) = gopark::io::copy_bidirectional(&client, &server).await?;
+///     println!("{up} bytes up, {down} bytes down");
+///     Ok(())
+/// }
+/// ```
+pub fn copy_bidirectional<'a, A: CopyFrom + CopyTo, B: CopyFrom + CopyTo>(a: &'a A, b: &'a B) -> CopyBidirectional<'a> {
+    CopyBidirectional { flows: [Flow::new(a, b), Flow::new(b, a)] }
+}
+
+/// See [`copy()`].
+#[derive(Debug)]
+#[must_use = "futures do nothing unless polled"]
+pub struct Copy<'a> {
+    flow: Flow<'a>,
+}
+
+impl Copy<'_> {
+    /// Takes no more than so many bytes from the reader. The rest stays there.
+    pub fn limit(mut self, bytes: u64) -> Self {
+        self.flow.remain = bytes;
+        self
+    }
+
+    /// Reads a file from that offset on, and leaves the file's own position alone.
+    ///
+    /// # Panics
+    /// If the reader is no file.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// # async fn f(stream: &gopark::net::TcpStream) -> std::io::Result<()> {
+    /// let file = std::fs::File::open("video.mp4")?;
+    /// gopark::io::copy(&file, stream).offset(4096).limit(1024).await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn offset(mut self, offset: u64) -> Self {
+        match &mut self.flow.from {
+            // No file is longer than that.
+            From::File(_, at) => *at = Some(offset.min(i64::MAX as u64) as i64),
+            From::Fd(_) => panic!("only a file is read at an offset"),
+        }
+        self
+    }
+
+    /// How many bytes the writer has got.
+    pub fn copied(&self) -> u64 {
+        self.flow.copied
+    }
+
+    /// How many bytes the reader has given and the writer has not got.
+    pub fn in_flight(&self) -> u64 {
+        self.flow.in_flight() as u64
+    }
+}
+
+impl Future for Copy<'_> {
+    type Output = io::Result<u64>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<u64>> {
+        ready!(self.flow.poll(cx))?;
+        Poll::Ready(Ok(self.copied()))
+    }
+}
+
+/// See [`copy_bidirectional`].
+#[derive(Debug)]
+#[must_use = "futures do nothing unless polled"]
+pub struct CopyBidirectional<'a> {
+    flows: [Flow<'a>; 2],
+}
+
+impl CopyBidirectional<'_> {
+    /// How many bytes `b` has got of `a`, and `a` of `b`.
+    pub fn copied(&self) -> (u64, u64) {
+        self.flows.each_ref().map(|flow| flow.copied).into()
+    }
+
+    /// How many bytes `a` has given and `b` has not got, and the other way round.
+    pub fn in_flight(&self) -> (u64, u64) {
+        self.flows.each_ref().map(|flow| flow.in_flight() as u64).into()
+    }
+}
+
+impl Future for CopyBidirectional<'_> {
+    type Output = io::Result<(u64, u64)>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<(u64, u64)>> {
+        let mut ended = true;
+        for flow in &mut self.flows {
+            if flow.poll(cx)?.is_pending() {
+                ended = false;
+            } else if !std::mem::replace(&mut flow.is_shut, true) {
+                // It fails where the other end is gone already, and for what knows no half-close.
+                let _ = SockRef::from(&flow.to.fd()).shutdown(Shutdown::Write);
+            }
+        }
+        if ended { Poll::Ready(Ok(self.copied())) } else { Poll::Pending }
+    }
+}
+
+/// What [`copy()`] can read from: connections, their read halves, [`PollFd`]s and files. It is used, not implemented.
+pub trait CopyFrom {
+    #[doc(hidden)]
+    fn reader(&self) -> Reader<'_>;
+}
+
+/// What [`copy()`] can write to: connections, their write halves and [`PollFd`]s. It is used, not implemented.
+pub trait CopyTo: HasFd<Io: Send + Sync> {}
+
+#[doc(hidden)]
+#[allow(missing_debug_implementations, reason = "nobody can name it")]
+pub struct Reader<'a>(From<'a>);
+
+enum From<'a> {
+    Fd(&'a dyn Line),
+    /// With the offset to read at; without one the file's position counts.
+    File(&'a File, Option<i64>),
+}
+
+impl CopyFrom for File {
+    fn reader(&self) -> Reader<'_> {
+        Reader(From::File(self, None))
+    }
+}
+
+macro_rules! copies {
+    ($(impl[$($g:tt)*] $from:ty, $to:ty;)*) => {$(
+        impl<$($g)*> CopyFrom for $from {
+            fn reader(&self) -> Reader<'_> {
+                Reader(From::Fd(self.fd()))
+            }
+        }
+
+        impl<$($g)*> CopyTo for $to {}
+    )*};
+}
+
+copies! {
+    impl[] TcpStream, TcpStream;
+    impl[] UnixStream, UnixStream;
+    impl[S: HasFd<Io: Send + Sync>] ReadHalf<'_, S>, WriteHalf<'_, S>;
+    impl[S: HasFd<Io: Send + Sync>] OwnedReadHalf<S>, OwnedWriteHalf<S>;
+    impl[T: AsFd + Send + Sync] PollFd<T>, PollFd<T>;
+}
+
+/// An [`Fd`] of whichever type.
+trait Line: Send + Sync {
+    fn poll(&self, side: Side, cx: &mut Context<'_>, asked: usize, op: Op<'_>) -> Poll<io::Result<usize>>;
+    fn fd(&self) -> BorrowedFd<'_>;
+}
+
+type Op<'a> = &'a mut dyn FnMut(BorrowedFd<'_>) -> io::Result<usize>;
+
+impl<T: AsFd + Send + Sync> Line for Fd<T> {
+    fn poll(&self, side: Side, cx: &mut Context<'_>, asked: usize, op: Op<'_>) -> Poll<io::Result<usize>> {
+        self.poll_io(side, cx, None, asked, |io| op(io.as_fd()))
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.io().as_fd()
+    }
+}
+
+/// One direction.
+struct Flow<'a> {
+    from: From<'a>,
+    to: &'a dyn Line,
+    way: Way,
+    /// So many times in a row, what was taken spoke for another way.
+    run: i8,
+    held: Held,
+    /// How much more may be taken from the reader; 0 after its end.
+    remain: u64,
+    copied: u64,
+    is_shut: bool,
+}
+
+/// How bytes are taken from the reader.
+enum Way {
+    /// Through the buffer.
+    Buffer,
+    /// By splice(2).
+    Splice { _user: User },
+    /// By sendfile(2), which gives them to the writer, too.
+    SendFile,
+    /// Through the buffer for good.
+    Plain,
+}
+
+/// Where the bytes in flight are.
+enum Held {
+    Nothing,
+    Buffer(Buffer),
+    Pipe(Pipe),
+}
+
+impl<'a> Flow<'a> {
+    fn new(reader: &'a impl CopyFrom, writer: &'a impl CopyTo) -> Self {
+        let Reader(from) = reader.reader();
+        let way = if let From::File(..) = from { Way::SendFile } else { Way::Buffer };
+        let to = writer.fd();
+        Flow { from, to, way, run: 0, held: Held::Nothing, remain: u64::MAX, copied: 0, is_shut: false }
+    }
+
+    fn in_flight(&self) -> usize {
+        match &self.held {
+            Held::Nothing => 0,
+            Held::Buffer(Buffer(buf)) => buf.len(),
+            Held::Pipe(pipe) => pipe.held(),
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            while self.in_flight() > 0 {
+                ready!(self.deliver(cx))?;
+            }
+            self.held = Held::Nothing;
+            if self.remain == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            let max = self.remain.min(splice::PIPE_SIZE as u64) as usize;
+            let taken = match self.way {
+                Way::Splice { .. } => self.splice(cx, max),
+                Way::SendFile => self.send_file(cx, max),
+                Way::Buffer | Way::Plain => self.read(cx, max),
+            };
+            match ready!(taken) {
+                Ok(0) => self.remain = 0,
+                Ok(n) => self.remain -= n as u64,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) if splice::is_refusal(&e) && matches!(self.way, Way::Splice { .. } | Way::SendFile) => {
+                    self.way = Way::Plain;
+                }
+                Err(e) => return Poll::Ready(Err(e)),
+            }
+        }
+    }
+
+    /// Writes some of what is in flight.
+    fn deliver(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let polled = match &mut self.held {
+            Held::Nothing => return Poll::Ready(Ok(())),
+            Held::Buffer(Buffer(buf)) => {
+                let polled = self.to.poll(Side::Write, cx, buf.len(), &mut |fd| splice::write(fd, buf));
+                match polled {
+                    Poll::Ready(Ok(n)) => drop(buf.drain(..n)),
+                    // Who waits for the writer keeps no more memory than it needs.
+                    Poll::Pending if buf.len() < BUFFER / 2 => buf.shrink_to_fit(),
+                    _ => {}
+                }
+                polled
+            }
+            Held::Pipe(pipe) => self.to.poll(Side::Write, cx, 0, &mut |fd| pipe.drain(fd)),
+        };
+        match ready!(polled)? {
+            0 => return Poll::Ready(Err(ErrorKind::WriteZero.into())),
+            n => self.delivered(n, cx),
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Bulk takes more of the budget than messages do.
+    fn delivered(&mut self, n: usize, cx: &mut Context<'_>) {
+        self.copied += n as u64;
+        let _ = (0..n / UNIT).find(|_| budget::poll_take(cx).is_pending());
+    }
+
+    fn read(&mut self, cx: &mut Context<'_>, max: usize) -> Poll<io::Result<usize>> {
+        let mut buf = Buffer::take();
+        let polled = match &mut self.from {
+            From::Fd(from) => {
+                from.poll(Side::Read, cx, max.min(BUFFER), &mut |fd| splice::read(fd, None, &mut buf.0, max))
+            }
+            From::File(file, at) => Poll::Ready(splice::read(file.as_fd(), at.as_mut(), &mut buf.0, max)),
+        };
+        if let Poll::Ready(Ok(n)) = polled {
+            self.hold(Held::Buffer(buf), n);
+        }
+        polled
+    }
+
+    fn splice(&mut self, cx: &mut Context<'_>, max: usize) -> Poll<io::Result<usize>> {
+        let From::Fd(from) = self.from else { unreachable!("files are not spliced") };
+        let Ok(mut pipe) = Pipe::take() else {
+            (self.way, self.run) = (Way::Buffer, NO_PIPE);
+            return self.read(cx, max);
+        };
+        let mut buf = Buffer::take();
+        let polled = from.poll(Side::Read, cx, 0, &mut |fd| match pipe.fill(fd, max) {
+            Ok(n @ 1..) => Ok(n),
+            Err(e) if e.kind() != ErrorKind::WouldBlock => Err(e),
+            // At an urgent mark, too, splice(2) sees nothing or the end, and never gets past it (trap P25). A read does.
+            _ => splice::read(fd, None, &mut buf.0, max),
+        });
+        if let Poll::Ready(Ok(n)) = polled {
+            self.hold(if buf.0.is_empty() { Held::Pipe(pipe) } else { Held::Buffer(buf) }, n);
+        }
+        polled
+    }
+
+    fn send_file(&mut self, cx: &mut Context<'_>, max: usize) -> Poll<io::Result<usize>> {
+        let From::File(file, at) = &mut self.from else { unreachable!("only files are sent") };
+        let polled = self.to.poll(Side::Write, cx, 0, &mut |fd| splice::send_file(fd, file, at.as_mut(), max));
+        if let Poll::Ready(Ok(n)) = polled {
+            self.delivered(n, cx);
+        }
+        polled
+    }
+
+    /// Has taken `n` bytes, and learns from their number how to go on.
+    fn hold(&mut self, held: Held, n: usize) {
+        self.held = held;
+        let speaks_against = match self.way {
+            Way::Buffer => n >= MUCH,
+            Way::Splice { .. } => n < MUCH,
+            Way::SendFile | Way::Plain => return,
+        };
+        self.run = if speaks_against { self.run + 1 } else { self.run.min(0) };
+        if self.run == IN_A_ROW {
+            self.run = 0;
+            self.way = match (&self.way, &self.from) {
+                (Way::Splice { .. }, _) => Way::Buffer,
+                (_, From::Fd(from)) if [from.fd(), self.to.fd()].into_iter().all(splice::is_spliced) => {
+                    Way::Splice { _user: User::new() }
+                }
+                _ => Way::Plain,
+            };
+        }
+    }
+}
+
+impl fmt::Debug for Flow<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Flow")
+            .field("copied", &self.copied)
+            .field("in_flight", &self.in_flight())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Room for BUFFER bytes. When it is dropped, the thread keeps it for whoever comes next.
+struct Buffer(Vec<u8>);
+
+thread_local! {
+    static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+impl Buffer {
+    fn take() -> Buffer {
+        let mut spare = SPARE.try_with(Cell::take).unwrap_or_default();
+        spare.clear();
+        spare.reserve_exact(BUFFER);
+        Buffer(spare)
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if self.0.capacity() == BUFFER {
+            // At the thread's end it goes.
+            let _ = SPARE.try_with(|spare| spare.set(std::mem::take(&mut self.0)));
+        }
+    }
+}
