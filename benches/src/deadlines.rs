@@ -109,7 +109,7 @@ pub(crate) fn child(mut args: Args) -> Result<(), Failure> {
 }
 
 async fn measure<R: Runtime>(plan: Plan) -> io::Result<[f64; COLUMNS.len()]> {
-    let clock = each(plan.sets, || drop(black_box(Instant::now())));
+    let clock = each(plan.sets, || _ = black_box(Instant::now()));
     let (mut left, mut right) = pair::<R>().await?;
     R::set_read_deadline(&mut left, AHEAD)?;
     let set = {
