@@ -473,3 +473,52 @@ fn poller_that_changes_and_a_timer_from_outside() {
         round += 1;
     }
 }
+
+/// Deadlines are moved to and fro, by threads that are no workers, while readers wait under them: each reader hears of the
+/// last one, whatever became of the timers of the others.
+#[test]
+fn deadlines_from_outside_and_readers_that_wait() {
+    let _watchdog = watchdog(60);
+    for workers in [1, 2] {
+        let rt = runtime(workers);
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let _entered = rt.enter();
+        let pairs = [(); 8].map(|()| {
+            let peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            (Arc::new(gopark::net::TcpStream::from_std(listener.accept().unwrap().0).unwrap()), peer)
+        });
+        for round in 0..200u64 {
+            let readers = pairs.each_ref().map(|(stream, _)| {
+                let stream = stream.clone();
+                rt.spawn(async move { stream.read(&mut [0; 8]).await.unwrap_err().kind() })
+            });
+            thread::scope(|scope| {
+                for half in 0..2 {
+                    let pairs = &pairs;
+                    scope.spawn(move || {
+                        for n in 0..20u64 {
+                            for (stream, _) in &pairs[half * 4..half * 4 + 4] {
+                                let at = match (n * 7 + round) % 5 {
+                                    0 => None,
+                                    1 => Some(Duration::from_secs(3600)),
+                                    k => Some(Duration::from_micros(300 * k + 37 * (n % 8))),
+                                };
+                                stream.set_read_deadline(at.map(|at| Instant::now() + at)).unwrap();
+                            }
+                        }
+                        for (n, (stream, _)) in pairs[half * 4..half * 4 + 4].iter().enumerate() {
+                            let at = Instant::now() + Duration::from_micros(100 * n as u64);
+                            stream.set_read_deadline(Some(at)).unwrap();
+                        }
+                    });
+                }
+            });
+            for reader in readers {
+                assert_eq!(futures::executor::block_on(reader).unwrap(), std::io::ErrorKind::TimedOut);
+            }
+            for (stream, _) in &pairs {
+                stream.set_deadline(None).unwrap();
+            }
+        }
+    }
+}
