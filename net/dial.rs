@@ -141,13 +141,12 @@ impl Dialer {
 
     /// Go's `dialSerial`: one address after the other. The error is the first one's.
     async fn serial(&self, addrs: Vec<SocketAddr>, deadline: Option<Instant>) -> io::Result<Fd<TcpStream>> {
-        let (mut left, mut first) = (addrs.len() as u32, None);
-        for addr in addrs {
+        let mut first = None;
+        for (left, addr) in (1..=addrs.len() as u32).rev().zip(addrs) {
             match self.single(addr, deadline.map(|d| share(Instant::now(), d, left))).await {
                 Ok(fd) => return Ok(fd),
                 Err(error) => drop(first.get_or_insert_with(|| named(format_args!("cannot connect to {addr}"), error))),
             }
-            left -= 1;
         }
         Err(first.unwrap_or_else(|| {
             let from = self.local_addr.map_or(String::new(), |local| format!(" from {local}"));

@@ -364,6 +364,10 @@ fn local_addr() {
         assert_eq!(stream.unwrap().local_addr().unwrap(), accepted.unwrap().1);
         assert_eq!(tried.lock().unwrap().iter().map(|(addr, _)| *addr).collect::<Vec<_>>(), [addr]);
 
+        let (_held, refused) = refusing();
+        let error = dialer.dial(&[v6, refused][..]).await.unwrap_err();
+        is_address_error(&error, ErrorKind::ConnectionRefused, &refused.to_string());
+        assert_eq!(tried.lock().unwrap().len(), 2);
         let error = dialer.dial(v6).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
         assert!(error.to_string().contains("127.0.0.3:0"), "{error}");

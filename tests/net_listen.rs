@@ -8,13 +8,14 @@ mod support;
 
 use futures::StreamExt;
 use futures::future::join_all;
-use gopark::net::{Closed, ListenConfig, TcpListener, TcpStream};
+use gopark::net::{Closed, ListenConfig, TcpListener, TcpStream, UnixListener};
 use gopark::{spawn, yield_now};
 use net::*;
 use socket2::{Domain, SockRef, Socket, Type};
 use std::io::{Error, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd;
+use std::os::linux::net::SocketAddrExt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::task::Poll;
@@ -569,5 +570,24 @@ fn other_errors_of_accept_are_told() {
             let error: Error = listener.accept().await.unwrap_err();
             assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
         }
+    });
+}
+
+/// A listener on a Unix socket has the same patience.
+#[test]
+fn out_of_descriptors_and_a_unix_listener() {
+    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    runtime(1).run(async {
+        let name = format!("gopark-test-{}", std::process::id());
+        let addr = std::os::unix::net::SocketAddr::from_abstract_name(name).unwrap();
+        let listener = UnixListener::bind_addr(&addr).unwrap();
+        let mut client = std::os::unix::net::UnixStream::connect_addr(&addr).unwrap();
+        let mut accept = Box::pin(listener.accept());
+        let limit = Limit::exhausted();
+        assert!(is_pending(&mut accept).await);
+        drop(limit);
+        let (accepted, _) = accept.await.unwrap();
+        accepted.write_all(b"x").await.unwrap();
+        client.read_exact(&mut [0]).unwrap();
     });
 }
