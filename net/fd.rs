@@ -113,19 +113,21 @@ impl<T: AsFd> Fd<T> {
             Admission::Wait => return Ok(None),
             Admission::No(error) => return Err(error),
         };
+        let left = Left { gate: &self.gate, side };
         loop {
             match op(self.io()) {
                 Ok(done) => {
+                    std::mem::forget(left);
                     let drained = self.short_is_sound && !cut && done.is_short(asked);
                     self.gate.finish(side, !drained);
                     return Ok(Some(done));
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    self.gate.finish(side, true);
-                    return Err(error);
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    std::mem::forget(left);
+                    return Ok(None);
                 }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
             }
         }
     }
@@ -173,6 +175,18 @@ impl<T: AsFd> Fd<T> {
             }
         })
         .await
+    }
+}
+
+/// An error, or a panic in the operation, leaves what is there to the next one.
+struct Left<'a> {
+    gate: &'a Gate,
+    side: Side,
+}
+
+impl Drop for Left<'_> {
+    fn drop(&mut self) {
+        self.gate.finish(self.side, true);
     }
 }
 

@@ -54,7 +54,7 @@ mod imp {
 
         /// Sleeps while the word is `expected`. Returns early at will (EINTR): callers loop.
         pub(crate) fn wait(&self, expected: u32) {
-            super::super::sys::futex_wait(&self.word, expected, None);
+            super::super::sys::futex_wait(&self.word, expected);
         }
 
         /// Wakes one thread that sleeps on the word.

@@ -26,13 +26,12 @@ fn timespec(d: Duration) -> libc::timespec {
     ts
 }
 
-/// futex(2) FUTEX_WAIT: sleeps while `word` is `expected`, at most `timeout`. Returns early at will.
-pub(crate) fn futex_wait(word: &AtomicU32, expected: u32, timeout: Option<Duration>) {
-    let ts = timeout.map(timespec);
-    let ts = ts.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+/// futex(2) FUTEX_WAIT: sleeps while `word` is `expected`. Returns early at will.
+pub(crate) fn futex_wait(word: &AtomicU32, expected: u32) {
+    let forever = std::ptr::null::<libc::timespec>();
     let op = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
-    // SAFETY: `word` and `ts` outlive the call; the kernel only reads them. Every error means: look again.
-    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), op, expected, ts) };
+    // SAFETY: `word` outlives the call; the kernel only reads it. Every error means: look again.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), op, expected, forever) };
 }
 
 /// futex(2) FUTEX_WAKE: wakes up to `n` threads that sleep on `word`.

@@ -1,8 +1,6 @@
 //! Sysmon: Go's thread of the same name (runtime/proc.go). It needs no P, and sees what the Ms are too busy to see.
 
 use super::proc::Sched;
-use super::sync::Futex;
-use super::sys;
 use super::wake_list::WakeList;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -13,21 +11,21 @@ const TICK: Duration = Duration::from_millis(5);
 const QUIET: u32 = 10;
 
 impl Sched {
-    /// The thread's life: until the runtime stops.
+    /// The thread's life: until all Ms have ended. While they come to their end, what they wait for may need the network
+    /// and the timers still.
     pub(crate) fn sysmon(&self) {
-        let nap = Futex::new(0);
         let mut seen: Vec<u32> = self.ps().iter().map(|_| 0).collect();
         let mut quiet = 0;
         let mut unpolled = 0;
-        while !self.stopping() {
-            if quiet >= QUIET {
+        while !self.have_ended_within(TICK) {
+            if quiet >= QUIET && !self.stopping() {
                 quiet = 0;
                 self.idle.sleep_until_busy();
                 continue;
             }
-            // Nobody wakes it: a wait with a time limit that is a nap, not a safety net.
-            sys::futex_wait(&nap.word, 0, Some(TICK));
-            quiet = if self.idle.idle_ps() as usize == self.ps().len() { quiet + 1 } else { 0 };
+            // Without a poller, all Ms are stuck in polls that gave their Ps away.
+            let idle = self.idle.idle_ps() as usize == self.ps().len() && self.idle.has_poller();
+            quiet = if idle { quiet + 1 } else { 0 };
             unpolled = if self.netpoll.take_polled() { 0 } else { unpolled + 1 };
             if quiet == 0 {
                 self.poll_network(unpolled >= 2);

@@ -10,6 +10,7 @@ use net::{is_pending, leak, noop, poll, runtime};
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use support::watchdog;
 
@@ -363,4 +364,34 @@ fn after_the_runtime() {
     let error = futures::executor::block_on(reader.readable()).unwrap_err();
     assert!(error.get_ref().unwrap().is::<RuntimeGone>());
     reader.into_inner();
+}
+
+/// What an operation that panics has not taken is there for the next one, at once or after a wait.
+#[test]
+fn panic_in_an_operation_and_the_next_one() {
+    let _dog = watchdog(20);
+    runtime(1).run(async {
+        let (reader, writer) = pipe();
+        let reader = Arc::new(reader);
+        let spawn = |panics: bool| {
+            let reader = reader.clone();
+            gopark::spawn(async move {
+                reader.read_with(|mut pipe| if panics { panic!("meant to") } else { pipe.read(&mut [0; 8]) }).await
+            })
+        };
+        writer.write_with(|mut pipe| pipe.write(b"left")).await.unwrap();
+        // No further edge will come.
+        reader.readable().await.unwrap();
+        assert!(spawn(true).await.unwrap_err().is_panic());
+        assert_eq!(spawn(false).await.unwrap().unwrap(), 4);
+
+        // Both wait, the one that panics is first.
+        let first = spawn(true);
+        gopark::yield_now().await;
+        let second = spawn(false);
+        gopark::yield_now().await;
+        writer.write_with(|mut pipe| pipe.write(b"left")).await.unwrap();
+        assert!(first.await.unwrap_err().is_panic());
+        assert_eq!(second.await.unwrap().unwrap(), 4);
+    });
 }

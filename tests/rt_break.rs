@@ -334,7 +334,6 @@ fn shutdown_and_closures_that_have_not_begun() {
 
 /// A task holds a lock while it blocks in place; the drop of another takes the same lock.
 #[test]
-#[ignore = "hangs: at the end an M drops other tasks in the middle of the poll from which it goes aside"]
 fn block_in_place_under_a_lock_that_a_drop_takes_at_the_end() {
     use futures::task::Spawn;
     let _watchdog = watchdog(20);
@@ -432,7 +431,6 @@ fn shutdown_while_every_thread_blocks_in_place() {
 
 /// A poll that is under way waits for a closure that has begun, and that sleeps.
 #[test]
-#[ignore = "hangs: at the end nobody looks at timers and the network, but other threads are waited for"]
 fn shutdown_while_a_poll_waits_for_a_closure_that_sleeps() {
     use futures::task::Spawn;
     let _watchdog = watchdog(20);

@@ -276,13 +276,19 @@ impl Sched {
         }
         self.netpoll.netpoll_break();
         self.idle.wake_sysmon();
-        let threads = self.threads();
-        if threads.alive > 0 && threads.aside == threads.alive {
-            // No M is left to do it.
-            drop(threads);
-            self.cancel_all();
-            self.shut_if_quiet(self.threads());
+        let nobody_left = {
+            let threads = self.threads();
+            threads.alive > 0 && threads.aside == threads.alive
+        };
+        if nobody_left {
+            self.cancel_elsewhere();
         }
+    }
+
+    /// For sysmon: a nap with a time limit, not a safety net. True: all threads have ended.
+    pub(crate) fn have_ended_within(&self, time: Duration) -> bool {
+        let waited = self.ended.wait_timeout_while(self.threads(), time, |threads| !threads.ended);
+        waited.expect("no panic under this lock").0.ended
     }
 
     /// After `stop`: waits until all threads are done, at most until `deadline`. Returns how many are not.
@@ -336,20 +342,21 @@ impl Sched {
         list.deliver();
     }
 
+    /// An M that ends for a caller in the middle of a poll: that may hold a lock which one of the drops takes.
+    fn cancel_elsewhere(&self) {
+        if self.start_m(Orders::Exit).is_err() {
+            // No thread is to be had, and somebody may wait for what is dropped here.
+            self.cancel_all();
+            self.shut_if_quiet(self.threads());
+        }
+    }
+
     /// The calling M is about to block in the middle of its work, and may wait for another's.
     fn step_aside(&self) {
-        loop {
-            let stopping = self.stopping();
-            if stopping {
-                // Not aside yet: these drops may step aside themselves.
-                self.cancel_all();
-            }
-            let mut threads = self.threads();
-            // `stop` comes before its lock: so either that counts this M, or this one sees it here.
-            if self.stopping() == stopping {
-                threads.aside += 1;
-                return self.shut_if_quiet(threads);
-            }
+        self.threads().aside += 1;
+        // `stop` comes before its lock: so either that counts this M, or this one sees it here.
+        if self.stopping() {
+            self.cancel_elsewhere();
         }
     }
 

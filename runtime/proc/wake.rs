@@ -108,7 +108,9 @@ impl Sched {
     pub(crate) fn start_m(&self, orders: Orders) -> io::Result<()> {
         let sched = self.this.upgrade().expect("whoever calls this holds an Arc");
         let mut threads = self.threads();
-        if self.stopping() || threads.alive >= self.config.procs as usize + self.config.max_threads {
+        // At the end one may come to drop what is left, but not behind the last one's back.
+        let too_late = self.stopping() && (orders != Orders::Exit || threads.alive == 0);
+        if too_late || threads.alive >= self.config.procs as usize + self.config.max_threads {
             return Err(io::Error::new(io::ErrorKind::QuotaExceeded, "the runtime ends, or max_threads are running"));
         }
         let (local, remote) = queue::local();
