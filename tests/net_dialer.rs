@@ -8,12 +8,12 @@ mod net;
 mod support;
 
 use gopark::net::{Dialer, TcpListener, TcpStream};
-use gopark::{spawn, yield_now};
+use gopark::{Builder, spawn, yield_now};
 use net::*;
 use socket2::{SockRef, Socket};
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
 use support::watchdog;
 
@@ -258,6 +258,30 @@ fn dial_timeout() {
     });
 }
 
+/// The lookup is part of the dial's time: here it finds no thread to run on.
+#[test]
+fn dial_timeout_and_a_lookup_that_takes_long() {
+    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let runtime = Builder::new().workers(1).max_threads(1).build().unwrap();
+    // One in a closure and one in a task: both threads are taken until the end.
+    let (begun, end) = (Arc::new(Barrier::new(3)), Arc::new(Barrier::new(3)));
+    let block = {
+        let (begun, end) = (begun.clone(), end.clone());
+        move || {
+            begun.wait();
+            end.wait();
+        }
+    };
+    drop(runtime.spawn_blocking(block.clone()));
+    drop(runtime.spawn(async move { block() }));
+    begun.wait();
+    let start = Instant::now();
+    let error = runtime.block_on(Dialer::new().timeout(20 * MS).dial(("localhost", 1))).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut);
+    assert!(start.elapsed() >= 20 * MS);
+    end.wait();
+}
+
 /// Go's partialDeadline: an address that does not answer takes its share of the time, not all of it.
 #[test]
 fn partial_deadline() {
@@ -346,6 +370,26 @@ fn self_connect() {
             assert_eq!(open_fds(), before);
         });
     }
+}
+
+/// The port alone does not make it the same end.
+#[test]
+fn same_port_of_another_address() {
+    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    runtime(1).run(async move {
+        let listener = TcpListener::bind(ANY).await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let local = SocketAddr::from(([127, 0, 0, 5], addr.port()));
+        let calls = Arc::new(Mutex::new(0));
+        let seen = calls.clone();
+        let dialer = Dialer::new().control(move |socket, _| {
+            *seen.lock().unwrap() += 1;
+            SockRef::from(&socket).bind(&local.into())
+        });
+        let stream = dialer.dial(addr).await.unwrap();
+        assert_eq!(stream.local_addr().unwrap(), local);
+        assert_eq!(*calls.lock().unwrap(), 1);
+    });
 }
 
 /// Where to connect from: only addresses of that family are tried.
