@@ -361,8 +361,8 @@ impl Waiters {
     }
 
     fn add(&mut self, waiter: Waiter<'_>, waker: &Waker, foreign: Option<Waker>, list: &mut WakeList) {
-        // An operation that was chosen, tried, and found nothing, keeps its place at the front.
-        let (ticket, front) = match waiter {
+        // An operation that was chosen, tried, and found nothing, keeps its place: before all that came after it.
+        let (ticket, again) = match waiter {
             Waiter::Poll => (POLL, false),
             Waiter::Op(ticket) if *ticket != 0 => (*ticket, true),
             Waiter::Op(ticket) => {
@@ -382,8 +382,10 @@ impl Waiters {
             }
             return;
         }
-        let more_empty = self.more.as_ref().is_none_or(|m| m.is_empty());
-        if !self.armed && (front || more_empty) {
+        // Tickets wrap, so it is their distance that tells who came later.
+        let is_later = |e: &Entry| again && e.ticket != POLL && (e.ticket.wrapping_sub(ticket) as i32) > 0;
+        let at = self.more.as_ref().map_or(0, |m| m.iter().position(is_later).unwrap_or(m.len()));
+        if !self.armed && at == 0 {
             match &mut self.first {
                 Some(kept) if kept.waker.will_wake(waker) => {
                     kept.ticket = ticket;
@@ -397,15 +399,11 @@ impl Waiters {
             self.armed = true;
             return;
         }
-        let entry = Entry { ticket, waker: foreign.unwrap_or_else(|| waker.clone()) };
-        let more = self.more.get_or_insert_default();
-        if front {
-            // The head is armed here: it moves on by one place.
-            more.extend(self.first.replace(entry));
-            more.rotate_right(1);
-        } else {
-            more.push_back(entry);
+        let mut entry = Entry { ticket, waker: foreign.unwrap_or_else(|| waker.clone()) };
+        if let Some(head) = self.first.as_mut().filter(|head| self.armed && is_later(head)) {
+            std::mem::swap(head, &mut entry);
         }
+        self.more.get_or_insert_default().insert(at, entry);
     }
 
     /// Takes out a waiting operation. False: it does not wait, so it was chosen.

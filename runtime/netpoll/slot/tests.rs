@@ -217,19 +217,54 @@ fn chosen_and_armed_again_keeps_its_place() {
     }
 }
 
-/// It stands before a head that was armed meanwhile.
+/// They stand in the order in which they came, whoever comes back first. (Otherwise some would be served less than
+/// others: net_listen::every_acceptor_gets_its_share.)
 #[test]
 fn chosen_and_overtaken_and_armed_again() {
+    for back in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        let mut slot = Rigged::new(Start::Nil);
+        // Also where the numbers come round again.
+        // SAFETY: this thread has the slot to itself.
+        slot.slot.waiters.with_mut(|w| unsafe { (*w).tickets = POLL - 3 });
+        let mut ops = waiting::<5>(&mut slot);
+        for _ in 0..3 {
+            slot.edge();
+        }
+        assert!(slot.go());
+        for n in back {
+            assert!(slot.arm(&mut ops[n]));
+        }
+        assert_eq!(wakes(&ops), [1, 1, 1, 0, 0]);
+        for expected in [[2, 1, 1, 0, 0], [2, 2, 1, 0, 0], [2, 2, 2, 0, 0], [2, 2, 2, 1, 0], [2, 2, 2, 1, 1]] {
+            slot.edge();
+            assert!(slot.go());
+            assert_eq!(wakes(&ops), expected, "{back:?} came back");
+        }
+    }
+}
+
+/// All who still wait have come later, or some have come before: the head is one of many places.
+#[test]
+fn chosen_and_armed_again_behind_others() {
     let mut slot = Rigged::new(Start::Nil);
     let mut ops = waiting::<4>(&mut slot);
+    let poller = Op::new();
+    assert!(slot.arm_poll(&poller));
+    // The head is gone, and the one after it waits on, with nobody before it.
     slot.edge();
     slot.edge();
     assert!(slot.go());
-    for n in [1, 0] {
+    assert!(slot.arm(&mut ops[0]));
+    slot.edge();
+    assert!(slot.go());
+    assert_eq!(wakes(&ops), [2, 1, 0, 0]);
+    slot.edge();
+    assert!(slot.go());
+    assert_eq!(wakes(&ops), [2, 1, 1, 0]);
+    for n in [2, 0, 1] {
         assert!(slot.arm(&mut ops[n]));
     }
-    assert_eq!(wakes(&ops), [1, 1, 0, 0]);
-    for expected in [[2, 1, 0, 0], [2, 2, 0, 0], [2, 2, 1, 0], [2, 2, 1, 1]] {
+    for expected in [[3, 1, 1, 0], [3, 2, 1, 0], [3, 2, 2, 0], [3, 2, 2, 1]] {
         slot.edge();
         assert!(slot.go());
         assert_eq!(wakes(&ops), expected);
