@@ -168,6 +168,7 @@ fn many_to_many() {
             }
         }
         // Nothing asked for: nothing waited for.
+        assert!(is_pending(&mut Box::pin(b.recv(&mut []))).await);
         assert!(b.recv_many(&mut []).await.unwrap().is_empty());
         assert_eq!(a.send_many(&[]).await.unwrap(), 0);
 

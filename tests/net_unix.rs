@@ -569,7 +569,7 @@ fn datagrams_wait_for_room_at_somebody_elses() {
         assert_eq!(send.await.unwrap_err().kind(), ErrorKind::TimedOut);
         late.set_write_deadline(None).unwrap();
 
-        // Another executor polls once and never again: it holds nothing back.
+        // Another executor polls it and then no more: it holds nothing back.
         let mut forgotten = Box::pin(late.send_to(b"!", &path));
         assert!(poll(&mut forgotten, &noop()).is_pending());
         let mut sends = [b"y", b"z"].map(|byte| Box::pin(late.send_to(byte, &path)));
@@ -584,6 +584,27 @@ fn datagrams_wait_for_room_at_somebody_elses() {
             assert_eq!((server.recv(buf).await.unwrap(), &*buf), (1, expected));
         }
     });
+}
+
+/// Nor does it spin, though each refusal makes an edge: the kernel means the buffer that is free again.
+#[test]
+fn datagram_to_a_full_queue_does_not_spin() {
+    let _dog = watchdog(20);
+    let runtime = runtime(1);
+    let _guard = runtime.handle().enter();
+    let path = abstract_path("spin");
+    let _server = UnixDatagram::bind(&path).unwrap();
+    let sender = UnixDatagram::unbound().unwrap();
+    while sender.try_send_to(b"x", &path).is_ok() {}
+    let (count, waker) = Count::new();
+    let begin = Instant::now();
+    let mut send = Box::pin(sender.send_to(b"y", &path));
+    for wakes in 1..=12 {
+        assert!(poll(&mut send, &waker).is_pending());
+        count.wait(wakes);
+    }
+    // One for the new socket, then an edge and a timer each time.
+    assert!(begin.elapsed() >= Duration::from_millis(50), "12 wakes in {:?}", begin.elapsed());
 }
 
 #[test]
