@@ -348,7 +348,7 @@ impl UnixDatagram {
         self.connect_addr(&addr_of(path.as_ref())?)
     }
 
-    /// Sends a datagram to the socket at a path. While its queue is full, this waits.
+    /// Sends a datagram to the socket at a path. While its queue is full, this waits, and looks every 10 ms.
     ///
     /// # Errors
     /// As [`send`](Self::send), and as [`connect`](Self::connect).
@@ -364,12 +364,16 @@ impl UnixDatagram {
     /// # Errors
     /// As [`send_to`](Self::send_to).
     pub async fn send_to_addr(&self, buf: &[u8], addr: &SocketAddr) -> io::Result<usize> {
-        // The kernel tells when the peer has room, but not when somebody else has: it is asked every 10 ms. Each sender
-        // has one such timer at a time, and the last that was refused has one, so all that wait have.
+        // Of room at anybody but the peer the kernel tells nothing, and each attempt makes an edge of its own (the buffer
+        // that it frees, unix_write_space in net/unix/af_unix.c). So edges do not count: it is asked every 10 ms. Whoever
+        // was refused has a timer running; so none waits without one.
         let mut ask_again = Instant::now();
         let send = |s: &net::UnixDatagram| {
+            if Instant::now() < ask_again {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
             let result = s.send_to_addr(buf, addr);
-            if result.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock) && ask_again <= Instant::now() {
+            if result.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock) {
                 let pause = Duration::from_millis(10);
                 ask_again = Instant::now() + pause;
                 self.fd.retry_after(Side::Write, pause);
@@ -379,7 +383,7 @@ impl UnixDatagram {
         self.fd.io_op(Side::Write, buf.len(), send).await
     }
 
-    /// Sends a datagram to the socket at a path, if there is room.
+    /// Sends a datagram to the socket at a path, if there is room. [`writable`](Self::writable) tells nothing about that.
     ///
     /// # Errors
     /// `WouldBlock` if there is none; otherwise as [`send_to`](Self::send_to).

@@ -6,13 +6,12 @@ mod support;
 
 use gopark::io::PollFd;
 use gopark::net::{Closed, RuntimeGone};
-use net::{is_pending, leak, noop, poll, runtime};
+use net::{alone, is_pending, noop, poll, runtime};
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use support::watchdog;
 
 /// The ends of a pipe: to read from, to write to. They block.
 fn std_pipe() -> (File, File) {
@@ -48,7 +47,7 @@ fn file(fd: RawFd) -> PollFd<File> {
 
 #[test]
 fn pipe_write_and_read() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (reader, writer) = pipe();
         let mut buf = [0; 8];
@@ -69,7 +68,7 @@ fn pipe_write_and_read() {
 
 #[test]
 fn pipe_is_full_until_read() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (reader, writer) = pipe();
         writer.writable().await.unwrap();
@@ -96,7 +95,7 @@ fn pipe_is_full_until_read() {
 /// Each `read_with` that finds something leaves it to the next to find out whether there is more: no edge is needed.
 #[test]
 fn one_edge_and_many_reads() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (reader, writer) = pipe();
         writer.write_with(|mut pipe| pipe.write(b"abc")).await.unwrap();
@@ -123,7 +122,7 @@ fn one_edge_and_many_reads() {
 
 #[test]
 fn closures_result_and_errors_come_through() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (reader, writer) = pipe();
         writer.write_with(|mut pipe| pipe.write(b"x")).await.unwrap();
@@ -143,11 +142,14 @@ fn closures_result_and_errors_come_through() {
 
 #[test]
 fn two_wait_and_two_are_served() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(2).run(async {
         let (reader, writer) = pipe();
-        let reader: &'static _ = leak(reader);
-        let byte = async || reader.read_with(|mut pipe| pipe.read(&mut [0; 1])).await.unwrap();
+        let reader = Arc::new(reader);
+        let byte = || {
+            let reader = reader.clone();
+            async move { reader.read_with(|mut pipe| pipe.read(&mut [0; 1])).await.unwrap() }
+        };
         let mut chosen = Box::pin(byte());
         assert!(is_pending(&mut chosen).await);
         let mut forgotten = Box::pin(byte());
@@ -164,7 +166,7 @@ fn two_wait_and_two_are_served() {
 
 #[test]
 fn eventfd_signal_and_wait() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         // SAFETY: it takes no pointer. The descriptor blocks until it is given to `PollFd`.
         let event = file(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) });
@@ -184,7 +186,7 @@ fn eventfd_signal_and_wait() {
 
 #[test]
 fn timerfd_expires() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         // SAFETY: it takes no pointer.
         let timer = file(unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_CLOEXEC) });
@@ -203,7 +205,7 @@ fn timerfd_expires() {
 
 #[test]
 fn pidfd_process_ends() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let mut child = std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
         // SAFETY: it takes no pointer.
@@ -219,7 +221,7 @@ fn pidfd_process_ends() {
 
 #[test]
 fn inotify_file_is_made() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     let dir = std::env::temp_dir().join(format!("gopark-inotify-{}", std::process::id()));
     std::fs::create_dir(&dir).unwrap();
     let watched = dir.clone();
@@ -241,7 +243,7 @@ fn inotify_file_is_made() {
 
 #[test]
 fn terminal_both_ends() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         // SAFETY: they take no pointer but ptsname_r's, to a buffer that is as long as is said.
         let (master, name) = unsafe {
@@ -271,7 +273,7 @@ fn terminal_both_ends() {
 
 #[test]
 fn what_epoll_refuses_is_told_clearly() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         for path in ["Cargo.toml", "tests", "/dev/null"] {
             let file = File::open(path).unwrap();
@@ -299,7 +301,7 @@ fn is_nonblocking(fd: BorrowedFd<'_>) -> bool {
 
 #[test]
 fn into_inner_and_get_ref() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (reader, writer) = std_pipe();
         let fd = reader.as_raw_fd();
@@ -319,7 +321,7 @@ fn into_inner_and_get_ref() {
 
 #[test]
 fn close_and_deadlines_wake_whoever_waits() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (reader, writer) = pipe();
         while writer.try_write_with(|mut pipe| pipe.write(&[1; 4096])).is_ok() {}
@@ -357,7 +359,7 @@ fn close_and_deadlines_wake_whoever_waits() {
 
 #[test]
 fn after_the_runtime() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     let runtime = runtime(1);
     let (reader, _writer) = runtime.block_on(async { pipe() });
     drop(runtime);

@@ -5,12 +5,12 @@ mod net;
 mod support;
 
 use gopark::net::{Closed, RuntimeGone, UdpSocket};
-use net::{ANY, is_pending, leak, runtime};
+use net::{ANY, alone, is_pending, runtime};
 use std::io::{ErrorKind, IoSlice, IoSliceMut};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
-use support::watchdog;
 
 async fn bound() -> (UdpSocket, SocketAddr) {
     let socket = UdpSocket::bind(ANY).await.unwrap();
@@ -29,7 +29,7 @@ async fn connected() -> (UdpSocket, UdpSocket) {
 
 #[test]
 fn send_to_and_recv_from() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let ((a, a_addr), (b, b_addr)) = (bound().await, bound().await);
         let mut buf = [0; 16];
@@ -60,7 +60,7 @@ fn send_to_and_recv_from() {
 
 #[test]
 fn connect_and_only_the_peer_is_heard() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (a, b) = connected().await;
         let (stranger, _) = bound().await;
@@ -83,7 +83,7 @@ fn connect_and_only_the_peer_is_heard() {
 /// Go's TestUDPZeroBytePayload and TestUDPZeroByteBuffer.
 #[test]
 fn empty_datagrams_and_empty_buffers() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (a, b) = connected().await;
         let from = a.local_addr().unwrap();
@@ -114,7 +114,7 @@ fn empty_datagrams_and_empty_buffers() {
 
 #[test]
 fn datagram_is_longer_than_the_buffer() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (a, b) = connected().await;
         for _ in 0..4 {
@@ -139,7 +139,7 @@ fn datagram_is_longer_than_the_buffer() {
 
 #[test]
 fn many_to_many() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let ((a, a_addr), (b, b_addr), (c, c_addr)) = (bound().await, bound().await, bound().await);
         // More than one call takes, to two receivers in turn, of growing lengths.
@@ -168,6 +168,7 @@ fn many_to_many() {
             }
         }
         // Nothing asked for: nothing waited for.
+        assert!(is_pending(&mut Box::pin(b.recv(&mut []))).await);
         assert!(b.recv_many(&mut []).await.unwrap().is_empty());
         assert_eq!(a.send_many(&[]).await.unwrap(), 0);
 
@@ -191,7 +192,7 @@ fn many_to_many() {
 
 #[test]
 fn nobody_is_there_and_the_error_passes() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (a, _) = bound().await;
         let (nobody, addr) = bound().await;
@@ -214,12 +215,13 @@ fn nobody_is_there_and_the_error_passes() {
 #[test]
 fn many_tasks_on_one_socket() {
     const N: usize = 20;
-    let _dog = watchdog(30);
+    let _alone = alone(30);
     runtime(2).run(async {
         let (a, b) = connected().await;
-        let b: &'static UdpSocket = leak(b);
+        let b = Arc::new(b);
         let tasks: Vec<_> = (0..N)
             .map(|_| {
+                let b = b.clone();
                 gopark::spawn(async move {
                     let mut buf = [0; 8];
                     assert_eq!(b.recv(&mut buf).await.unwrap(), 1);
@@ -238,7 +240,7 @@ fn many_tasks_on_one_socket() {
 
 #[test]
 fn close_wakes_whoever_waits() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(2).run(async {
         // With a peer and without: shutdown(2) does nothing for the latter.
         for socket in [bound().await.0, connected().await.0] {
@@ -268,7 +270,7 @@ fn close_wakes_whoever_waits() {
 
 #[test]
 fn deadlines() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (a, b) = connected().await;
         let mut buf = [0; 8];
@@ -292,7 +294,7 @@ fn deadlines() {
 
 #[test]
 fn options() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (a, _) = bound().await;
         assert!(!a.broadcast().unwrap());
@@ -310,7 +312,7 @@ fn options() {
 
 #[test]
 fn std_and_back_and_after_the_runtime() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     let runtime = runtime(1);
     let socket = runtime.run(async {
         let std = std::net::UdpSocket::bind(ANY).unwrap();

@@ -6,7 +6,7 @@ mod support;
 
 use gopark::Runtime;
 use gopark::net::{Closed, UnixDatagram, UnixListener, UnixStream};
-use net::{Count, Pattern, is_pending, noop, poll, runtime};
+use net::{Count, Pattern, alone, is_pending, noop, poll, runtime};
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::net::Shutdown;
@@ -16,7 +16,7 @@ use std::os::unix::net::{self as std_unix, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::time::{Duration, Instant};
-use support::{child, is_child, watchdog};
+use support::{child, is_child};
 
 /// A path of the test's own, with nothing there before and after.
 struct Name(PathBuf);
@@ -57,7 +57,7 @@ fn is_closed(error: &io::Error) -> bool {
 
 #[test]
 fn connect_and_exchange() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(2).run(async {
         let name = Name::new("exchange");
         let listener = UnixListener::bind(&name).unwrap();
@@ -87,7 +87,7 @@ fn connect_and_exchange() {
 
 #[test]
 fn stream_operations() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (a, b) = UnixStream::pair().unwrap();
         let mut buf = [0; 16];
@@ -112,7 +112,7 @@ fn stream_operations() {
 
 #[test]
 fn abstract_name_bind_and_connect() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let path = abstract_path("stream");
         let listener = UnixListener::bind(&path).unwrap();
@@ -132,7 +132,7 @@ fn abstract_name_bind_and_connect() {
 
 #[test]
 fn accept_tells_the_peers_name() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (name, peer_name, path) = (Name::new("named"), Name::new("peer"), abstract_path("peer"));
         let listener = UnixListener::bind(&name).unwrap();
@@ -155,7 +155,7 @@ fn accept_tells_the_peers_name() {
 
 #[test]
 fn connect_to_nobody() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let name = Name::new("nobody");
         assert_eq!(UnixStream::connect(&name).await.unwrap_err().kind(), ErrorKind::NotFound);
@@ -174,7 +174,7 @@ fn connect_to_nobody() {
 /// Go's TestUnixUnlink.
 #[test]
 fn close_or_drop_and_the_path_is_unlinked_once() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let name = Name::new("unlink");
         let listener = UnixListener::bind(&name).unwrap();
@@ -212,7 +212,7 @@ fn close_or_drop_and_the_path_is_unlinked_once() {
 
 #[test]
 fn listener_is_dropped_with_its_runtime_gone() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     let name = Name::new("gone");
     let runtime = runtime(1);
     let listener = runtime.block_on(async { UnixListener::bind(&name).unwrap() });
@@ -224,7 +224,7 @@ fn listener_is_dropped_with_its_runtime_gone() {
 
 #[test]
 fn close_and_accept() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let name = Name::new("close");
         let listener = UnixListener::bind(&name).unwrap();
@@ -286,7 +286,7 @@ fn full_listener(name: &Name) -> (std_unix::UnixListener, Vec<Socket>) {
 
 #[test]
 fn connect_waits_while_the_queue_is_full() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let name = Name::new("full");
         let (listener, _clients) = full_listener(&name);
@@ -310,7 +310,7 @@ fn connect_waits_while_the_queue_is_full() {
 /// It asks ever more rarely, and never spins: five looks take 1 + 2 + 4 + 8 + 16 ms at least.
 #[test]
 fn connect_to_a_full_queue_looks_ever_more_rarely() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     let runtime = runtime(1);
     let name = Name::new("rarely");
     let (_listener, _clients) = full_listener(&name);
@@ -329,7 +329,7 @@ fn connect_to_a_full_queue_looks_ever_more_rarely() {
 
 #[test]
 fn credentials_of_the_peer() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let name = Name::new("cred");
         let listener = UnixListener::bind(&name).unwrap();
@@ -348,7 +348,7 @@ fn credentials_of_the_peer() {
 /// P9, for Unix streams.
 #[test]
 fn drop_write_half_and_read_on() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (a, b) = UnixStream::pair().unwrap();
         let (read, write) = a.into_split();
@@ -365,7 +365,7 @@ fn drop_write_half_and_read_on() {
 
 #[test]
 fn split_and_reunite() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (a, b) = UnixStream::pair().unwrap();
         let (a_read, a_write) = a.into_split();
@@ -385,7 +385,7 @@ fn split_and_reunite() {
 /// P25: descriptors that are passed along cut a read short. Bytes are left, and no edge follows.
 #[test]
 fn read_is_cut_short_by_passed_descriptors() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (a, b) = UnixStream::pair().unwrap();
         let mut buf = [0; 16];
@@ -431,7 +431,7 @@ fn peer_is_gone_and_write_raises_no_signal() {
         assert!(output.status.success(), "{output:?}");
         return;
     }
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     // SAFETY: it only names the default action.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     runtime(1).run(async {
@@ -450,7 +450,7 @@ fn peer_is_gone_and_write_raises_no_signal() {
 
 #[test]
 fn stream_close_and_deadlines_wake_whoever_waits() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (a, _b) = UnixStream::pair().unwrap();
         while a.try_write(&[0; 65536]).is_ok() {}
@@ -476,7 +476,7 @@ fn stream_close_and_deadlines_wake_whoever_waits() {
 
 #[test]
 fn datagrams_by_path_name_and_pair() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (name, path) = (Name::new("dgram"), abstract_path("dgram"));
         let (named, abstracted) = (UnixDatagram::bind(&name).unwrap(), UnixDatagram::bind(&path).unwrap());
@@ -507,7 +507,7 @@ fn datagrams_by_path_name_and_pair() {
 
 #[test]
 fn datagrams_are_whole_empty_or_cut() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (a, b) = UnixDatagram::pair().unwrap();
         let mut buf = [0; 4];
@@ -530,7 +530,7 @@ fn datagrams_are_whole_empty_or_cut() {
 
 #[test]
 fn datagram_waits_for_room_at_the_peer() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (a, b) = UnixDatagram::pair().unwrap();
         let mut sent = 0;
@@ -554,7 +554,7 @@ fn datagram_waits_for_room_at_the_peer() {
 /// The queue is full of others' datagrams: the kernel does not tell this socket when there is room.
 #[test]
 fn datagrams_wait_for_room_at_somebody_elses() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (path, buf) = (abstract_path("room"), &mut [0; 1]);
         let (server, other) = (UnixDatagram::bind(&path).unwrap(), UnixDatagram::unbound().unwrap());
@@ -569,7 +569,7 @@ fn datagrams_wait_for_room_at_somebody_elses() {
         assert_eq!(send.await.unwrap_err().kind(), ErrorKind::TimedOut);
         late.set_write_deadline(None).unwrap();
 
-        // Another executor polls once and never again: it holds nothing back.
+        // Another executor polls it and then no more: it holds nothing back.
         let mut forgotten = Box::pin(late.send_to(b"!", &path));
         assert!(poll(&mut forgotten, &noop()).is_pending());
         let mut sends = [b"y", b"z"].map(|byte| Box::pin(late.send_to(byte, &path)));
@@ -586,9 +586,30 @@ fn datagrams_wait_for_room_at_somebody_elses() {
     });
 }
 
+/// Nor does it spin, though each refusal makes an edge: the kernel means the buffer that is free again.
+#[test]
+fn datagram_to_a_full_queue_does_not_spin() {
+    let _alone = alone(20);
+    let runtime = runtime(1);
+    let _guard = runtime.handle().enter();
+    let path = abstract_path("spin");
+    let _server = UnixDatagram::bind(&path).unwrap();
+    let sender = UnixDatagram::unbound().unwrap();
+    while sender.try_send_to(b"x", &path).is_ok() {}
+    let (count, waker) = Count::new();
+    let begin = Instant::now();
+    let mut send = Box::pin(sender.send_to(b"y", &path));
+    for wakes in 1..=12 {
+        assert!(poll(&mut send, &waker).is_pending());
+        count.wait(wakes);
+    }
+    // One for the new socket, then an edge and a timer each time.
+    assert!(begin.elapsed() >= Duration::from_millis(50), "12 wakes in {:?}", begin.elapsed());
+}
+
 #[test]
 fn datagram_close_wakes_whoever_waits() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (a, _b) = UnixDatagram::pair().unwrap();
         while a.try_send(b"x").is_ok() {}
@@ -603,7 +624,7 @@ fn datagram_close_wakes_whoever_waits() {
 
 #[test]
 fn std_and_back() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     let runtime = Runtime::new().unwrap();
     runtime.run(async {
         let (a, b) = std_unix::UnixStream::pair().unwrap();
