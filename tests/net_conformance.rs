@@ -10,7 +10,7 @@ mod support;
 use futures::future::join_all;
 use futures::join;
 use gopark::JoinHandle;
-use gopark::net::{TcpListener, TcpStream};
+use gopark::net::{TcpListener, TcpStream, UnixStream};
 use net::*;
 use std::collections::HashSet;
 use std::io::{self, ErrorKind, IoSlice};
@@ -76,7 +76,7 @@ macro_rules! conn {
     )*};
 }
 
-conn! { TcpStream }
+conn! { TcpStream UnixStream }
 
 /// How each kind of connection is made: Go's `MakePipe`.
 mod make_pipe {
@@ -84,6 +84,10 @@ mod make_pipe {
 
     pub(super) async fn tcp() -> (TcpStream, TcpStream) {
         pair().await
+    }
+
+    pub(super) async fn unix() -> (UnixStream, UnixStream) {
+        UnixStream::pair().unwrap()
     }
 }
 
@@ -110,7 +114,7 @@ macro_rules! conformance {
     )*};
 }
 
-conformance! { tcp }
+conformance! { tcp unix }
 
 /// Sends a pattern for as long as it is taken.
 fn pour<C: Conn>(to: &Arc<C>) -> JoinHandle<()> {
