@@ -12,7 +12,7 @@ use futures::future::join_all;
 use futures::io::AsyncRead;
 use futures::join;
 use gopark::JoinHandle;
-use gopark::net::{RuntimeGone, TcpListener, TcpStream};
+use gopark::net::{RuntimeGone, TcpListener, TcpStream, UdpSocket};
 use net::*;
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::pin::Pin;
@@ -491,6 +491,73 @@ fn close_unblocks_read() {
         assert!(is_closed(&stream.set_read_deadline(NEVER).unwrap_err()));
         assert!(is_closed(&stream.set_deadline(past()).unwrap_err()));
         assert!(is_closed(&stream.read(&mut [0]).await.unwrap_err()));
+    });
+}
+
+/// Go's CloseUnblocksReadUDP: a receive that waits, of a socket that has no connection which could end.
+#[test]
+fn close_unblocks_read_udp() {
+    let _alone = alone(60);
+    on_each(|| async {
+        let socket = UdpSocket::bind(ANY).await.unwrap();
+        let mut buf = [0; 8];
+        let (mut one, mut other) = ([0; 8], [0; 8]);
+        let mut first = Box::pin(socket.recv_from(&mut one));
+        let mut second = Box::pin(socket.recv(&mut other));
+        assert!(is_pending(&mut first).await);
+        assert!(is_pending(&mut second).await);
+        socket.close();
+        assert!(is_closed(&first.await.unwrap_err()));
+        assert!(is_closed(&second.await.unwrap_err()));
+        assert!(is_closed(&socket.recv_from(&mut buf).await.unwrap_err()));
+        assert!(is_closed(&socket.send_to(b"x", ANY).await.unwrap_err()));
+    });
+}
+
+/// Go's ReadFromTimeout: with a deadline in the past, a receive takes no datagram, though one is there; with one ahead, it
+/// waits until then.
+#[test]
+fn read_from_timeout() {
+    let _alone = alone(60);
+    on_each(|| async {
+        let (socket, peer) = (UdpSocket::bind(ANY).await.unwrap(), UdpSocket::bind(ANY).await.unwrap());
+        peer.send_to(b"READFROM TIMEOUT TEST", socket.local_addr().unwrap()).await.unwrap();
+        socket.readable().await.unwrap();
+        let mut buf = [0; 64];
+        socket.set_read_deadline(past()).unwrap();
+        is_timeout(socket.recv_from(&mut buf).await);
+        is_timeout(socket.recv_from(&mut buf).await);
+        socket.set_read_deadline(far()).unwrap();
+        assert_eq!(socket.recv_from(&mut buf).await.unwrap(), (21, peer.local_addr().unwrap()));
+        let at = ahead(10);
+        socket.set_read_deadline(at).unwrap();
+        is_timeout(socket.recv_from(&mut buf).await);
+        assert!(Some(Instant::now()) >= at);
+    });
+}
+
+/// Go's WriteToTimeout: there is nearly always room, so a deadline tells only before and after.
+#[test]
+fn write_to_timeout() {
+    let _alone = alone(60);
+    on_each(|| async {
+        let (socket, peer) = (UdpSocket::bind(ANY).await.unwrap(), UdpSocket::bind(ANY).await.unwrap());
+        let to = peer.local_addr().unwrap();
+        socket.set_write_deadline(past()).unwrap();
+        is_timeout(socket.send_to(b"WRITETO TIMEOUT TEST", to).await);
+        is_timeout(socket.send_to(b"WRITETO TIMEOUT TEST", to).await);
+        let at = ahead(5);
+        socket.set_write_deadline(at).unwrap();
+        let error = loop {
+            match socket.send_to(b"WRITETO TIMEOUT TEST", to).await {
+                Ok(n) => assert_eq!(n, 20),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+        assert!(Some(Instant::now()) >= at);
+        socket.set_write_deadline(NEVER).unwrap();
+        socket.send_to(b"WRITETO TIMEOUT TEST", to).await.unwrap();
     });
 }
 

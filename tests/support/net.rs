@@ -5,10 +5,12 @@ use crate::support::{Watchdog, watchdog};
 use gopark::net::{TcpListener, TcpStream};
 use gopark::{Builder, Runtime};
 use socket2::{Domain, Socket, Type};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::task::{Context, Poll, Wake, Waker};
@@ -281,10 +283,17 @@ pub fn has_ipv6() -> bool {
     std::net::TcpListener::bind("[::1]:0").is_ok()
 }
 
+/// What the process has open: each descriptor, and what is behind it.
+fn descriptors() -> BTreeSet<(PathBuf, PathBuf)> {
+    let entries = std::fs::read_dir("/proc/self/fd").unwrap().map(|entry| entry.unwrap().path());
+    // The directory itself is closed when it is over.
+    entries.filter_map(|path| Some((path.clone(), path.read_link().ok()?))).collect()
+}
+
 /// See [`alone`].
 #[must_use = "dropped at once it counts nothing"]
 pub struct Alone {
-    before: usize,
+    before: BTreeSet<(PathBuf, PathBuf)>,
     _turn: MutexGuard<'static, ()>,
     _dog: Watchdog,
 }
@@ -295,18 +304,23 @@ pub struct Alone {
 #[track_caller]
 pub fn alone(secs: u64) -> Alone {
     let turn = one_at_a_time();
-    Alone { before: open_fds(), _turn: turn, _dog: watchdog(secs) }
+    Alone { before: descriptors(), _turn: turn, _dog: watchdog(secs) }
+}
+
+impl Alone {
+    /// As many descriptors as at first, give or take those of the test's runtimes?
+    #[track_caller]
+    pub fn check(&self, more: usize) {
+        let now = descriptors();
+        let new: Vec<_> = now.difference(&self.before).collect();
+        assert_eq!(now.len(), self.before.len() + more, "open, and not before the test: {new:?}");
+    }
 }
 
 impl Drop for Alone {
     fn drop(&mut self) {
-        // What is open for a moment, as a sanitizer's own files are, is no leak.
-        let patience = Instant::now() + Duration::from_secs(5);
-        while open_fds() != self.before && Instant::now() < patience {
-            std::thread::yield_now();
-        }
         if !std::thread::panicking() {
-            assert_eq!(open_fds(), self.before, "descriptors after the test, and before it");
+            self.check(0);
         }
     }
 }
