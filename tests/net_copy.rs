@@ -317,6 +317,25 @@ fn what_splice_refuses_is_copied() {
     });
 }
 
+/// The process's own memory is a file that can be read at offsets, and that sendfile(2) does not know.
+#[test]
+fn what_sendfile_refuses_is_copied() {
+    let _turn = turn();
+    runtime(2).run(async {
+        let data = Pattern::new(7).bytes(300_000);
+        let at = data.as_ptr() as u64;
+        let mut memory = File::open("/proc/self/mem").unwrap();
+        let (writer, sink) = tcp().await;
+        let drain = drain(sink, 0);
+        assert_eq!(copy(&memory, &writer).offset(at).limit(200_000).await.unwrap(), 200_000);
+        memory.seek(SeekFrom::Start(at + 200_000)).unwrap();
+        assert_eq!(copy(&memory, &writer).limit(100_000).await.unwrap(), 100_000);
+        assert_eq!(memory.stream_position().unwrap(), at + 300_000);
+        drop(writer);
+        assert_eq!(drain.join().unwrap(), 300_000);
+    });
+}
+
 #[test]
 fn sendfile() {
     let _turn = turn();
@@ -641,10 +660,14 @@ fn more_stuck_copies_than_pipes() {
         assert!((1..=64).contains(&most), "{most} pipes");
         let drains: Vec<_> = ends.iter().map(|end| drain(end.3.try_clone().unwrap(), 0)).collect();
         let shut = async {
-            for (feed, end) in feeds.into_iter().zip(&ends) {
+            for feed in feeds {
                 gopark::spawn_blocking(|| feed.join().unwrap()).await.unwrap();
-                end.2.shutdown(Shutdown::Write).unwrap();
             }
+            // All arrives, and few pipes wait for more.
+            while pipes() > 16 {
+                gopark::yield_now().await;
+            }
+            ends.iter().for_each(|end| end.2.shutdown(Shutdown::Write).unwrap());
         };
         for result in futures::join!(all, shut).0 {
             assert_eq!(result.unwrap(), LEN as u64);
