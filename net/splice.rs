@@ -209,6 +209,6 @@ fn check(result: isize) -> io::Result<usize> {
 
 /// Whether the error says that the call is not for these descriptors, or not allowed here at all.
 pub(super) fn is_refusal(error: &io::Error) -> bool {
-    let refusals = [libc::EINVAL, libc::ENOSYS, libc::EOPNOTSUPP, libc::EPERM];
+    let refusals = [libc::EINVAL, libc::ENOSYS, libc::EOPNOTSUPP, libc::EOVERFLOW, libc::EPERM];
     error.raw_os_error().is_some_and(|code| refusals.contains(&code))
 }

@@ -88,8 +88,8 @@ impl Metric {
 }
 
 /// The pairs whose ratios are worth a look, round by round.
-pub(crate) const PAIRS: [(&str, &str); 5] =
-    [("gopark", "tokio"), ("gopark", "raw"), ("tokio", "raw"), ("go", "raw"), (CONTROL, "raw")];
+pub(crate) const PAIRS: [(&str, &str); 6] =
+    [("gopark", "tokio"), ("gopark", "go"), ("gopark", "raw"), ("tokio", "raw"), ("go", "raw"), (CONTROL, "raw")];
 
 /// All samples of one cell.
 pub(crate) struct Outcome {

@@ -10,6 +10,7 @@ const BUILD_LIMIT: Duration = Duration::from_secs(300);
 
 pub(crate) const ECHO: &str = include_str!("../peers/echo.go");
 pub(crate) const DEADLINES: &str = include_str!("../peers/deadlines.go");
+pub(crate) const PROXY: &str = include_str!("../peers/proxy.go");
 pub(crate) const SLEEPERS: &str = include_str!("../peers/sleepers.go");
 
 /// A program built into a directory of its own, which goes when this does.

@@ -64,4 +64,9 @@ impl Runtime for Gopark {
     fn write_all<'a>(stream: &'a mut TcpStream, bytes: &'a [u8]) -> impl Future<Output = io::Result<()>> + Send {
         stream.write_all(bytes)
     }
+
+    async fn pass_on(stream: TcpStream, target: SocketAddr) -> io::Result<()> {
+        let server = TcpStream::connect(target).await?;
+        gopark::io::copy_bidirectional(&stream, &server).await.map(drop)
+    }
 }

@@ -17,7 +17,9 @@ mod machine;
 mod pattern;
 mod peer;
 mod place;
+mod proxy;
 mod raw;
+mod raw_proxy;
 mod runtime;
 mod sleepers;
 mod spread;
@@ -45,7 +47,8 @@ benches SUBCOMMAND [OPTIONS]: gopark beside its peers, on one machine in one run
   sleepers   how late 100,000 sleepers wake, and what they cost
   deadlines  what it costs to say until when a read may wait
   spread     how well short computations use a second worker
-  serve      one echo server
+  proxy      the peers side by side as proxies, for bulk and for messages
+  serve      one echo server or proxy
   load       the load client alone
 
 benches SUBCOMMAND --help says more: what each measures, and what it does not. All but the last two have --quick, which
@@ -54,11 +57,13 @@ Exit status: 0; 1 where something went wrong (never for a timing); 2 for a wrong
 ";
 
 const SERVE_HELP: &str = "\
-benches serve raw|tokio|gopark [--addr HOST:PORT] [--workers N]
+benches serve raw|tokio|gopark [--addr HOST:PORT] [--workers N] [--target HOST:PORT]
 
 An echo server: reads up to 4096 bytes, writes them all back, one task per connection (raw: a bare epoll loop; with N
 workers, N threads that share the port by SO_REUSEPORT). Address 127.0.0.1:0 by default, two workers. The first line on
 stdout is `listening on HOST:PORT`. It ends when its stdin closes.
+
+With --target, a proxy to there (raw: one thread, with a buffer of 64 KiB).
 ";
 
 const LOAD_HELP: &str = "\
@@ -138,6 +143,7 @@ fn dispatch(mut args: Args) -> Result<(), Failure> {
         "sleepers" => (sleepers::HELP, |args| watched(args, sleepers::main)),
         "deadlines" => (deadlines::HELP, |args| watched(args, deadlines::main)),
         "spread" => (spread::HELP, |args| watched(args, spread::main)),
+        "proxy" => (proxy::HELP, |args| watched(args, proxy::main)),
         // What the others start; nothing for people.
         "sleep" => ("", sleepers::child),
         "deadline" => ("", deadlines::child),
@@ -169,10 +175,11 @@ fn serve(mut args: Args) -> Result<(), Failure> {
     let peer = args.word("raw, tokio or gopark")?;
     let peer = peer.parse().map_err(|()| Failure::usage(format!("serve has raw, tokio and gopark, not {peer:?}")))?;
     let addr = args.parsed("--addr", ADDR_WANTS)?.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+    let target = args.parsed("--target", ADDR_WANTS)?;
     let workers = args.workers()?;
     args.finish()?;
     sys::raise_nofile_limit()?;
-    peer::serve(peer, addr, workers)
+    peer::serve(peer, addr, target, workers)
 }
 
 fn load(mut args: Args) -> Result<(), Failure> {

@@ -4,7 +4,7 @@ use crate::child::Proc;
 use crate::gopark_peer::Gopark;
 use crate::place::Place;
 use crate::tokio_peer::Tokio;
-use crate::{Failure, child, go, raw, runtime};
+use crate::{Failure, child, go, raw, raw_proxy, runtime};
 use std::fmt::{self, Display};
 use std::net::SocketAddr;
 use std::str::FromStr;
@@ -84,16 +84,19 @@ impl FromStr for Peers {
     }
 }
 
-/// `benches serve`: becomes a server, until stdin closes.
-pub(crate) fn serve(peer: Peer, addr: SocketAddr, workers: usize) -> Result<(), Failure> {
+/// `benches serve`: becomes an echo server, or a proxy to that target, until stdin closes.
+pub(crate) fn serve(peer: Peer, addr: SocketAddr, target: Option<SocketAddr>, workers: usize) -> Result<(), Failure> {
     if peer == Peer::Go {
-        return Err(Failure::usage("serve has raw, tokio and gopark; go's server is benches/peers/echo.go"));
+        return Err(Failure::usage("serve has raw, tokio and gopark; go's servers are in benches/peers"));
     }
     child::exit_with_stdin()?;
     let served = match peer {
-        Peer::Tokio => runtime::serve::<Tokio>(addr, workers),
-        Peer::Gopark => runtime::serve::<Gopark>(addr, workers),
-        Peer::Raw | Peer::Go => raw::serve(addr, workers),
+        Peer::Tokio => runtime::serve::<Tokio>(addr, target, workers),
+        Peer::Gopark => runtime::serve::<Gopark>(addr, target, workers),
+        Peer::Raw | Peer::Go => match target {
+            None => raw::serve(addr, workers),
+            Some(target) => raw_proxy::serve(addr, target),
+        },
     };
     served.map_err(|error| Failure::run(format!("{peer} at {addr}: {error}")))
 }
@@ -112,11 +115,22 @@ pub(crate) const CONTROL: &str = "raw again";
 pub(crate) struct Lineup {
     pub(crate) entrants: Vec<Entrant>,
     go: Option<go::Program>,
+    /// Where proxies lead; without it they are echo servers.
+    target: Option<SocketAddr>,
 }
 
 impl Lineup {
-    /// With a control, raw takes part twice.
+    /// Echo servers. With a control, raw takes part twice.
     pub(crate) fn new(peers: &Peers, control: bool) -> Result<Self, Failure> {
+        Lineup::of(peers, control, None)
+    }
+
+    /// Proxies, with a control.
+    pub(crate) fn of_proxies(peers: &Peers, target: SocketAddr) -> Result<Self, Failure> {
+        Lineup::of(peers, true, Some(target))
+    }
+
+    fn of(peers: &Peers, control: bool, target: Option<SocketAddr>) -> Result<Self, Failure> {
         let mut entrants = Vec::new();
         for &peer in &peers.0 {
             entrants.push(Entrant { label: peer.name(), peer });
@@ -124,16 +138,21 @@ impl Lineup {
                 entrants.push(Entrant { label: CONTROL, peer });
             }
         }
-        let go = peers.0.contains(&Peer::Go).then(|| go::Program::build(go::ECHO)).transpose()?;
-        Ok(Lineup { entrants, go })
+        let source = if target.is_some() { go::PROXY } else { go::ECHO };
+        let go = peers.0.contains(&Peer::Go).then(|| go::Program::build(source)).transpose()?;
+        Ok(Lineup { entrants, go, target })
     }
 
     /// A fresh server process. raw is the yardstick and has one thread, however many workers the others have.
     pub(crate) fn start(&self, entrant: Entrant, workers: usize, place: &Place) -> Result<Server, Failure> {
         let workers = if entrant.peer == Peer::Raw { 1 } else { workers };
+        let workers_text = workers.to_string();
+        let target = self.target.map(|target| target.to_string());
+        let mut args = vec!["serve", entrant.peer.name(), "--workers", &workers_text];
+        args.extend(target.iter().flat_map(|target| ["--target", target]));
         let mut proc = place.on_server_cpus(|| match &self.go {
-            Some(go) if entrant.peer == Peer::Go => Proc::start("go", &mut go.command(workers)),
-            _ => Proc::start_self(&["serve", entrant.peer.name(), "--workers", &workers.to_string()]),
+            Some(go) if entrant.peer == Peer::Go => Proc::start("go", go.command(workers).args(&target)),
+            _ => Proc::start_self(&args),
         })?;
         let line = proc.line(START_LIMIT)?;
         match line.strip_prefix("listening on ").and_then(|addr| addr.parse().ok()) {

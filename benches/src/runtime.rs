@@ -35,19 +35,25 @@ pub(crate) trait Runtime: Send + 'static {
     /// What a read that gives up after `time` costs beside the read.
     fn set_read_deadline(stream: &mut Self::Stream, time: Duration) -> io::Result<()>;
     fn write_all<'a>(stream: &'a mut Self::Stream, bytes: &'a [u8]) -> impl Future<Output = io::Result<()>> + Send;
+
+    /// Connects to a target, and copies in both directions until both have ended.
+    fn pass_on(stream: Self::Stream, target: SocketAddr) -> impl Future<Output = io::Result<()>> + Send;
 }
 
-/// The echo server: one task per connection.
-pub(crate) fn serve<R: Runtime>(addr: SocketAddr, workers: usize) -> io::Result<()> {
-    R::run(workers, accept_loop::<R>(addr))?
+/// The echo server, or a proxy to that target: one task per connection.
+pub(crate) fn serve<R: Runtime>(addr: SocketAddr, target: Option<SocketAddr>, workers: usize) -> io::Result<()> {
+    R::run(workers, accept_loop::<R>(addr, target))?
 }
 
-async fn accept_loop<R: Runtime>(addr: SocketAddr) -> io::Result<()> {
+async fn accept_loop<R: Runtime>(addr: SocketAddr, target: Option<SocketAddr>) -> io::Result<()> {
     let listener = R::bind(addr).await?;
     println!("listening on {}", R::local_addr(&listener)?);
     loop {
         let stream = R::accept(&listener).await?;
-        drop(R::spawn(echo::<R>(stream)));
+        match target {
+            None => drop(R::spawn(echo::<R>(stream))),
+            Some(target) => drop(R::spawn(async move { R::pass_on(stream, target).await })),
+        }
     }
 }
 

@@ -69,4 +69,10 @@ impl Runtime for Tokio {
     fn write_all<'a>(stream: &'a mut TcpStream, bytes: &'a [u8]) -> impl Future<Output = io::Result<()>> + Send {
         stream.write_all(bytes)
     }
+
+    async fn pass_on(mut stream: TcpStream, target: SocketAddr) -> io::Result<()> {
+        let mut server = TcpStream::connect(target).await?;
+        server.set_nodelay(true)?;
+        tokio::io::copy_bidirectional(&mut stream, &mut server).await.map(drop)
+    }
 }
