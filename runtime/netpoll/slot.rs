@@ -372,8 +372,10 @@ impl Waiters {
             }
         };
         let same = |e: &&mut Entry| e.ticket == ticket && (ticket != POLL || e.waker.will_wake(waker));
-        let armed = self.first.as_mut().filter(|_| self.armed);
-        if let Some(entry) = armed.into_iter().chain(self.more.iter_mut().flat_map(|m| m.iter_mut())).find(same) {
+        let is_new = ticket != POLL && !again;
+        let armed = self.first.as_mut().filter(|_| self.armed && !is_new);
+        let more = self.more.iter_mut().filter(|_| !is_new);
+        if let Some(entry) = armed.into_iter().chain(more.flat_map(|m| m.iter_mut())).find(same) {
             if entry.waker.will_wake(waker) {
                 list.drop_later(foreign);
             } else {
@@ -383,8 +385,9 @@ impl Waiters {
             return;
         }
         // Tickets wrap, so it is their distance that tells who came later.
-        let is_later = |e: &Entry| again && e.ticket != POLL && (e.ticket.wrapping_sub(ticket) as i32) > 0;
-        let at = self.more.as_ref().map_or(0, |m| m.iter().position(is_later).unwrap_or(m.len()));
+        let is_later = |e: &Entry| e.ticket != POLL && (e.ticket.wrapping_sub(ticket) as i32) > 0;
+        let place = |m: &VecDeque<_>| again.then(|| m.iter().position(is_later)).flatten().unwrap_or(m.len());
+        let at = self.more.as_ref().map_or(0, |more| place(more));
         if !self.armed && at == 0 {
             match &mut self.first {
                 Some(kept) if kept.waker.will_wake(waker) => {
@@ -400,7 +403,7 @@ impl Waiters {
             return;
         }
         let mut entry = Entry { ticket, waker: foreign.unwrap_or_else(|| waker.clone()) };
-        if let Some(head) = self.first.as_mut().filter(|head| self.armed && is_later(head)) {
+        if let Some(head) = self.first.as_mut().filter(|head| self.armed && again && is_later(head)) {
             std::mem::swap(head, &mut entry);
         }
         self.more.get_or_insert_default().insert(at, entry);
