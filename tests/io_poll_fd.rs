@@ -371,7 +371,7 @@ fn after_the_runtime() {
 /// What an operation that panics has not taken is there for the next one, at once or after a wait.
 #[test]
 fn panic_in_an_operation_and_the_next_one() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (reader, writer) = pipe();
         let reader = Arc::new(reader);
