@@ -172,8 +172,9 @@ pub(crate) fn send_many(socket: &impl AsFd, datagrams: &[(IoSlice<'_>, Option<So
     });
     let len = datagrams.len().min(DATAGRAMS) as libc::c_uint;
     let (fd, headers_ptr) = (socket.as_fd().as_raw_fd(), headers.as_mut_ptr());
-    // SAFETY: each of the first `len` headers has a buffer and either a name or none; the kernel reads them only.
-    check(unsafe { libc::sendmmsg(fd, headers_ptr, len, libc::MSG_NOSIGNAL) } as isize)
+    // SAFETY: each of the first `len` headers has a buffer and either a name or none; the kernel reads them only. (musl
+    // has the flags without a sign.)
+    check(unsafe { libc::sendmmsg(fd, headers_ptr, len, libc::MSG_NOSIGNAL as _) } as isize)
 }
 
 /// SO_PEERCRED.
