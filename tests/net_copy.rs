@@ -797,10 +797,10 @@ fn send_with_descriptor(socket: &StdUnix, bytes: &[u8]) -> usize {
         let mut message: libc::msghdr = std::mem::zeroed();
         (message.msg_iov, message.msg_iovlen) = (&mut part, 1);
         message.msg_control = control.as_mut_ptr().cast();
-        message.msg_controllen = libc::CMSG_SPACE(4) as usize;
+        message.msg_controllen = libc::CMSG_SPACE(4) as _;
         let head = libc::CMSG_FIRSTHDR(&message);
         ((*head).cmsg_level, (*head).cmsg_type) = (libc::SOL_SOCKET, libc::SCM_RIGHTS);
-        (*head).cmsg_len = libc::CMSG_LEN(4) as usize;
+        (*head).cmsg_len = libc::CMSG_LEN(4) as _;
         libc::CMSG_DATA(head).cast::<libc::c_int>().write_unaligned(socket.as_raw_fd());
         libc::sendmsg(socket.as_raw_fd(), &message, 0)
     };

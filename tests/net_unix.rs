@@ -6,7 +6,7 @@ mod support;
 
 use gopark::Runtime;
 use gopark::net::{Closed, UnixDatagram, UnixListener, UnixStream};
-use net::{Count, Pattern, alone, is_pending, noop, poll, runtime};
+use net::{Count, Pattern, alone, is_pending, noop, one_at_a_time, poll, runtime};
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::net::Shutdown;
@@ -427,6 +427,7 @@ fn send_with_descriptor(to: &impl AsFd, bytes: &[u8], passed: &impl AsFd) {
 fn peer_is_gone_and_write_raises_no_signal() {
     const TEST: &str = "peer_is_gone_and_write_raises_no_signal";
     if !is_child(TEST) {
+        let _turn = one_at_a_time();
         let output = child(TEST, &[]);
         assert!(output.status.success(), "{output:?}");
         return;
