@@ -11,11 +11,10 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
-use support::watchdog;
 
 #[test]
 fn refused() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (_held, addr) = refusing();
         let error = TcpStream::connect(addr).await.unwrap_err();
@@ -26,7 +25,7 @@ fn refused() {
 /// TCP knows no connection to a broadcast address, whatever routes there are.
 #[test]
 fn unreachable() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let error = TcpStream::connect("255.255.255.255:9").await.unwrap_err();
         is_address_error(&error, ErrorKind::NetworkUnreachable, "255.255.255.255:9");
@@ -36,7 +35,7 @@ fn unreachable() {
 /// The first address that answers is taken; if none does, the first one's error is told.
 #[test]
 fn several_addresses() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (_held, refused) = refusing();
         let listener = TcpListener::bind(ANY).await.unwrap();
@@ -55,7 +54,7 @@ fn several_addresses() {
 /// Every form of address, as an argument that is a value and as a reference.
 #[test]
 fn forms_of_addresses() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     async fn reaches(listener: &TcpListener, addr: impl ToSocketAddrs) {
         let (connected, accepted) = futures::join!(TcpStream::connect(addr), listener.accept());
         assert_eq!(connected.unwrap().local_addr().unwrap(), accepted.unwrap().1);
@@ -85,7 +84,7 @@ fn forms_of_addresses() {
 
 #[test]
 fn ipv6() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let listener = match TcpListener::bind("[::1]:0").await {
             Ok(listener) => listener,
@@ -107,7 +106,7 @@ fn ipv6() {
 /// Text that is no address is refused without a question to any resolver.
 #[test]
 fn bad_addresses() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         for bad in ["", "localhost", "127.0.0.1", "127.0.0.1:", "127.0.0.1:65536", "127.0.0.1:http", "[::1]"] {
             assert_eq!(TcpStream::connect(bad).await.unwrap_err().kind(), ErrorKind::InvalidInput, "{bad:?}");
@@ -125,7 +124,7 @@ fn bad_addresses() {
 
 #[test]
 fn lookup() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let addrs: Vec<_> = lookup_host("localhost:80").await.unwrap().collect();
         assert!(!addrs.is_empty());
@@ -143,7 +142,7 @@ fn lookup() {
 /// As in Go: no delay, and a probe after 15 s of silence; on both ends, though accepting sets nothing.
 #[test]
 fn default_options() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (connected, accepted) = pair().await;
         for stream in [&connected, &accepted] {
@@ -165,7 +164,7 @@ fn default_options() {
 
 #[test]
 fn set_options() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (stream, _peer) = pair().await;
         let socket = SockRef::from(&stream);
@@ -192,7 +191,7 @@ fn set_options() {
 /// An error that is pending is told once.
 #[test]
 fn pending_error() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (stream, peer) = std_pair().await;
         SockRef::from(&peer).set_linger(Some(Duration::ZERO)).unwrap();
@@ -206,7 +205,7 @@ fn pending_error() {
 /// Outside a runtime, one sentence says what to do.
 #[test]
 fn outside_a_runtime() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     let message = |f: Box<dyn FnOnce() + std::panic::UnwindSafe>| {
         let payload = std::panic::catch_unwind(f).unwrap_err();
         payload.downcast_ref::<String>().unwrap().clone()

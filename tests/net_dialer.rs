@@ -15,7 +15,6 @@ use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
-use support::watchdog;
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -58,7 +57,7 @@ fn families() -> Option<(Family, Family)> {
 /// Go's TestDialParallel: who wins, who is tried at all, and whose error is told.
 #[test]
 fn dial_parallel() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     let Some((v4, v6)) = families() else { return };
     // The second family begins when the first has failed, or at once.
     let late = || Dialer::new().fallback_delay(Duration::MAX);
@@ -101,7 +100,7 @@ fn dial_parallel() {
 /// Both families are under way when the one fails and the other, later or earlier, gets its answer.
 #[test]
 fn dial_parallel_and_late_answers() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     if !has_ipv6() {
         return;
     }
@@ -138,7 +137,7 @@ fn dial_parallel_and_late_answers() {
 /// The second family begins that much after the first; 300 ms unless told otherwise. (Go's TestDialerFallbackDelay.)
 #[test]
 fn fallback_delay() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     let Some((v4, v6)) = families() else { return };
     runtime(1).run(async move {
         for (dialer, delay) in [
@@ -159,7 +158,7 @@ fn fallback_delay() {
 /// Go's TestDialerDualStackFDLeak: the loser's socket is closed, whichever family it is of.
 #[test]
 fn dual_stack_fd_leak() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     let Some((v4, v6)) = families() else { return };
     runtime(2).run(async move {
         let dialer = Dialer::new().fallback_delay(Duration::ZERO);
@@ -179,7 +178,7 @@ fn dual_stack_fd_leak() {
 /// A dial that is given up leaves no socket, however far it was. (Go's TestDialCancel.)
 #[test]
 fn dial_cancel() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     let Some((v4, v6)) = families() else { return };
     runtime(2).run(async move {
         let (both, dialer) = ([v4.slow, v6.slow], Dialer::new().fallback_delay(Duration::ZERO));
@@ -223,7 +222,7 @@ fn dial_cancel() {
 /// Timeout and deadline, whichever comes first; the error names the address.
 #[test]
 fn dial_timeout() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     let (_listener, _clients, slow) = full_listener();
     let listener = std::net::TcpListener::bind(ANY).unwrap();
     let fast = listener.local_addr().unwrap();
@@ -261,7 +260,7 @@ fn dial_timeout() {
 /// The lookup is part of the dial's time: here it finds no thread to run on.
 #[test]
 fn dial_timeout_and_a_lookup_that_takes_long() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     let runtime = Builder::new().workers(1).max_threads(1).build().unwrap();
     // One in a closure and one in a task: both threads are taken until the end.
     let (begun, end) = (Arc::new(Barrier::new(3)), Arc::new(Barrier::new(3)));
@@ -285,7 +284,7 @@ fn dial_timeout_and_a_lookup_that_takes_long() {
 /// Go's partialDeadline: an address that does not answer takes its share of the time, not all of it.
 #[test]
 fn partial_deadline() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     let (_listener, _clients, slow) = full_listener();
     let listener = std::net::TcpListener::bind(ANY).unwrap();
     runtime(1).run(async move {
@@ -302,7 +301,7 @@ fn partial_deadline() {
 /// The dial's deadline is not the connection's.
 #[test]
 fn deadline_and_the_connection_after_it() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     runtime(1).run(async move {
         let listener = TcpListener::bind(ANY).await.unwrap();
         let deadline = Instant::now() + Duration::from_secs(2);
@@ -320,7 +319,7 @@ fn deadline_and_the_connection_after_it() {
 /// given up and another one made, twice at most, unless it was asked for. (Go's TestSelfConnect.)
 #[test]
 fn self_connect() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     for any in [ANY, "[::1]:0"] {
         if any != ANY && !has_ipv6() {
             return;
@@ -375,7 +374,7 @@ fn self_connect() {
 /// The port alone does not make it the same end.
 #[test]
 fn same_port_of_another_address() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     runtime(1).run(async move {
         let listener = TcpListener::bind(ANY).await.unwrap();
         let addr = listener.local_addr().unwrap();
@@ -395,7 +394,7 @@ fn same_port_of_another_address() {
 /// Where to connect from: only addresses of that family are tried.
 #[test]
 fn local_addr() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     runtime(1).run(async move {
         let listener = TcpListener::bind(ANY).await.unwrap();
         let addr = listener.local_addr().unwrap();
@@ -434,7 +433,7 @@ fn local_addr() {
 
 #[test]
 fn keepalive_of_a_dialled_connection() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     runtime(1).run(async move {
         let listener = TcpListener::bind(ANY).await.unwrap();
         let secs = Duration::from_secs;
@@ -453,7 +452,7 @@ fn keepalive_of_a_dialled_connection() {
 /// The hook sees the socket before it is bound or connected, and its error gives the address up.
 #[test]
 fn control_of_a_dialer() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     runtime(1).run(async move {
         let (one, other) = (TcpListener::bind(ANY).await.unwrap(), TcpListener::bind(ANY).await.unwrap());
         let addrs = [one.local_addr().unwrap(), other.local_addr().unwrap()];
@@ -477,7 +476,7 @@ fn control_of_a_dialer() {
 /// On another executor, in a runtime's context: the race and the deadline need no worker of that executor's.
 #[test]
 fn dial_from_another_executor() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     let Some((v4, v6)) = families() else { return };
     let runtime = runtime(1);
     let _inside = runtime.handle().enter();

@@ -16,13 +16,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
-use support::watchdog;
 
 /// Traps P14 and P19: data and the end come as one edge. The end is not lost to the short read before it, nor the data
 /// to the end.
 #[test]
 fn data_and_end_in_one_edge() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         for len in [1, 100, 4096] {
             let (stream, peer) = std_pair().await;
@@ -44,7 +43,7 @@ fn data_and_end_in_one_edge() {
 /// Trap P14: they are there before the connection is registered.
 #[test]
 fn data_and_end_before_accept() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let listener = TcpListener::bind(ANY).await.unwrap();
         let mut peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -60,7 +59,7 @@ fn data_and_end_before_accept() {
 /// Trap P14: the end comes after the short read, as an edge of its own.
 #[test]
 fn short_read_then_end() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (stream, mut peer) = std_pair().await;
         let mut buf = [0; 16];
@@ -76,7 +75,7 @@ fn short_read_then_end() {
 /// Trap P19: both sides are shut, so the socket is hung up; all of the data is read first.
 #[test]
 fn data_and_hangup() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let pulse = Pulse::new().await;
         for reset in [false, true] {
@@ -103,7 +102,7 @@ fn data_and_hangup() {
 /// Trap P15: a hang-up that comes without EPOLLIN still wakes who waits to read. (A socket that was never connected.)
 #[test]
 fn hangup_alone_and_readable() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (socket, _) = refusing();
         let stream = TcpStream::from_std(socket.into()).unwrap();
@@ -116,7 +115,7 @@ fn hangup_alone_and_readable() {
 /// Trap P15: a reset wakes both directions.
 #[test]
 fn reset_and_both_directions() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (stream, peer) = std_pair().await;
         fill(&stream).await;
@@ -132,7 +131,7 @@ fn reset_and_both_directions() {
 /// Trap P17: what made it ready is gone by the time of the call, because another descriptor of the same socket took it.
 #[test]
 fn ready_then_taken_by_another() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (stream, mut peer) = std_pair().await;
         let mut thief = SockRef::from(&stream).try_clone().unwrap();
@@ -165,7 +164,7 @@ fn ready_then_taken_by_another() {
 /// Trap P17: a read that fills its buffer leaves "ready" behind; the next one finds nothing, and waits.
 #[test]
 fn full_read_then_nothing() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (stream, mut peer) = std_pair().await;
         let mut buf = [0; 4];
@@ -183,7 +182,7 @@ fn full_read_then_nothing() {
 /// Trap P7: however many edges come between two reads, there is news.
 #[test]
 fn many_edges_and_one_read() {
-    let _dog = watchdog(30);
+    let _alone = alone(30);
     runtime(1).run(async {
         let pulse = Pulse::new().await;
         let (stream, mut peer) = std_pair().await;
@@ -206,7 +205,7 @@ fn many_edges_and_one_read() {
 /// Trap P8: each direction has its own readiness. An edge for reading says nothing of writing.
 #[test]
 fn read_edge_and_full_writes() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let pulse = Pulse::new().await;
         let (stream, mut peer) = std_pair().await;
@@ -229,7 +228,7 @@ fn read_edge_and_full_writes() {
 /// Trap P8: and an edge for writing does not undo what a read that found nothing has noted.
 #[test]
 fn write_edge_and_drained_reads() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let pulse = Pulse::new().await;
         let (stream, mut peer) = std_pair().await;
@@ -254,7 +253,7 @@ fn write_edge_and_drained_reads() {
 /// Trap P25: a read ends at the urgent mark, with bytes behind it, and no edge follows.
 #[test]
 fn urgent_mark_and_bytes_behind_it() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         for registered_first in [true, false] {
             for rounds in [1, 3] {
@@ -289,7 +288,7 @@ fn urgent_mark_and_bytes_behind_it() {
 /// Trap P25: the urgent byte comes while the reader waits after a short read, and in the stream itself (SO_OOBINLINE).
 #[test]
 fn urgent_mark_in_line() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (stream, mut peer) = std_pair().await;
         SockRef::from(&stream).set_out_of_band_inline(true).unwrap();
@@ -316,7 +315,7 @@ fn urgent_mark_in_line() {
 /// Trap P1.
 #[test]
 fn old_edges_and_new_sockets() {
-    let _dog = watchdog(30);
+    let _alone = alone(30);
     runtime(2).run(async {
         let pulse = Pulse::new().await;
         for _ in 0..300 {
@@ -357,7 +356,7 @@ fn somebody_waits_in_epoll() -> Option<bool> {
 /// waits has been forgotten.
 #[test]
 fn a_hundred_thousand_cancelled_waits_and_a_block_in_poll() {
-    let _dog = watchdog(60);
+    let _alone = alone(60);
     let runtime = runtime(1);
     let (stream, mut peer) = runtime.block_on(std_pair());
     let stream = Arc::new(stream);
@@ -401,7 +400,7 @@ fn thread_cpu_time() -> Duration {
 /// Measured in the worker's own CPU time, and at the median, so that other processes do not matter.
 #[test]
 fn busy_worker_and_loopback() {
-    let _dog = watchdog(60);
+    let _alone = alone(60);
     runtime(1).run(async {
         let done = Arc::new(AtomicBool::new(false));
         let sent = Arc::new(AtomicU64::new(0));
@@ -467,7 +466,7 @@ impl<F: Future> NowOrPending for F {
 /// Trap P6: a timer of a P that is busy in one long poll is taken by the others; as is a socket's edge.
 #[test]
 fn stuck_worker_and_its_timer() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(2).run(async {
         let (stream, mut peer) = std_pair().await;
         for _ in 0..5 {
@@ -502,7 +501,7 @@ fn stuck_worker_and_its_timer() {
 /// S1's other half, for sockets: the worker that polled is stuck in a task, and edges are served all the same.
 #[test]
 fn stuck_worker_and_a_socket() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(2).run(async {
         let (stream, peer) = std_pair().await;
         for _ in 0..20 {
@@ -531,7 +530,7 @@ fn dup(stream: &TcpStream) -> std::net::TcpStream {
 /// Trap P24: one worker is busy and does not get to it; a spawn from outside breaks the wait of the other, every time.
 #[test]
 fn spawns_and_a_sleeping_worker() {
-    let _dog = watchdog(60);
+    let _alone = alone(60);
     let runtime = runtime(2);
     let (stop, free) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(true)));
     // Goes idle and polls all the time, and stands still while the other worker has something to do.
@@ -565,7 +564,7 @@ fn spawns_and_a_sleeping_worker() {
 /// The descriptors are the user's to see.
 #[test]
 fn raw_descriptors() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (a, b) = pair().await;
         assert_ne!(a.as_raw_fd(), b.as_raw_fd());

@@ -17,12 +17,11 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use support::watchdog;
 
 /// Every way in and out of a runtime, and the runtime itself.
 #[test]
 fn open_and_close() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     // Whatever std opens once.
     let before = || {
         drop(std::net::TcpStream::connect(ANY));
@@ -56,7 +55,7 @@ fn open_and_close() {
 /// Tasks that hold sockets are dropped by the shutdown, and their descriptors with them.
 #[test]
 fn shutdown_and_sockets_of_tasks() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     let before = open_fds();
     let runtime = runtime(2);
     runtime.run(async {
@@ -74,7 +73,7 @@ fn shutdown_and_sockets_of_tasks() {
 /// next registration is no worse for it.
 #[test]
 fn refused_registration() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     runtime(1).run(async {
         let before = open_fds();
         for _ in 0..100 {
@@ -93,7 +92,7 @@ fn refused_registration() {
 /// Trap P12: with no descriptor left, each call that needs one says so, and what was begun is undone.
 #[test]
 fn no_descriptor_left() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     let runtime = runtime(1);
     runtime.run(async {
         let listener = TcpListener::bind(ANY).await.unwrap();
@@ -120,7 +119,7 @@ fn no_descriptor_left() {
 /// Trap P13: two descriptors of one connection, both registered. Closing one leaves the other's edges to it alone.
 #[test]
 fn duplicate_and_close() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     runtime(1).run(async {
         let pulse = Pulse::new().await;
         let before = open_fds();
@@ -163,7 +162,7 @@ fn duplicate_and_close() {
 /// Trap P12: closed before, in whatever way, a descriptor is still taken out and given back.
 #[test]
 fn close_then_drop() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     runtime(1).run(async {
         let before = open_fds();
         for _ in 0..100 {
@@ -184,7 +183,7 @@ fn close_then_drop() {
 /// A connect that is given up leaves nothing behind, at whatever moment.
 #[test]
 fn connect_then_drop() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     let runtime = runtime(1);
     let full = full_listener();
     runtime.run(async move {
@@ -213,7 +212,7 @@ fn connect_then_drop() {
 /// Errors of connect leave nothing behind either.
 #[test]
 fn refused_connects() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     runtime(1).run(async {
         let (_held, addr) = refusing();
         let before = open_fds();
@@ -229,7 +228,7 @@ fn refused_connects() {
 /// every connection hears its own news and nobody else's.
 #[test]
 fn recycled_descriptors() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     let runtime = runtime(2);
     let before = open_fds();
     let mut tasks = Vec::new();
@@ -273,7 +272,7 @@ fn recycled_descriptors() {
 /// Trap P11: the storage grows while old descriptors are in use, and shrinks under none of them.
 #[test]
 fn many_sockets_and_the_first_of_them() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     let limit = raise_nofile_limit().unwrap();
     let pairs = 1000.min((limit as usize - open_fds() - 100) / 2);
     runtime(1).run(async move {
@@ -312,7 +311,7 @@ fn many_sockets_and_the_first_of_them() {
 /// and each is answered.
 #[test]
 fn burst_of_connects() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(120));
+    let _alone = alone(120);
     let limit = raise_nofile_limit().unwrap() as usize;
     let somaxconn = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap().trim().parse().unwrap();
     let burst = 4000.min(somaxconn).min((limit - open_fds() - 100) / 2);
@@ -353,7 +352,7 @@ fn burst_of_connects() {
 /// The burst comes from threads that know nothing of gopark, while the listener accepts.
 #[test]
 fn burst_of_blocking_clients() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(120));
+    let _alone = alone(120);
     let limit = raise_nofile_limit().unwrap() as usize;
     let each = 500.min((limit - open_fds() - 100) / 8);
     let runtime = runtime(2);
@@ -391,7 +390,7 @@ fn burst_of_blocking_clients() {
 /// `raise_nofile_limit` lifts the soft limit to the hard one, and says where it is.
 #[test]
 fn nofile_limit() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     let hard = raise_nofile_limit().unwrap();
     let _limit = Limit::set(hard.min(256));
     assert_eq!(raise_nofile_limit().unwrap(), hard);
@@ -406,7 +405,7 @@ fn nofile_limit() {
 /// got its number meanwhile stays open.
 #[test]
 fn shared_and_closed_once() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     runtime(2).run(async {
         let before = open_fds();
         let stop = Arc::new(AtomicBool::new(false));

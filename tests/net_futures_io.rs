@@ -9,7 +9,6 @@ use futures::{AsyncBufReadExt, StreamExt};
 use net::*;
 use std::io::{ErrorKind, IoSlice, IoSliceMut};
 use std::pin::Pin;
-use support::watchdog;
 
 const TOTAL: usize = 3 << 20;
 
@@ -39,7 +38,7 @@ async fn receive(mut from: impl AsyncRead + Unpin) {
 
 #[test]
 fn streams() {
-    let _dog = watchdog(30);
+    let _alone = alone(30);
     runtime(1).run(async {
         let (a, b) = pair().await;
         futures::join!(send(a), receive(b));
@@ -48,7 +47,7 @@ fn streams() {
 
 #[test]
 fn references() {
-    let _dog = watchdog(30);
+    let _alone = alone(30);
     runtime(1).run(async {
         let (a, b) = pair().await;
         futures::join!(send(&a), receive(&b), receive(&a), send(&b));
@@ -57,7 +56,7 @@ fn references() {
 
 #[test]
 fn borrowed_halves() {
-    let _dog = watchdog(30);
+    let _alone = alone(30);
     runtime(1).run(async {
         let (a, b) = pair().await;
         let ((ar, aw), (br, bw)) = (a.split(), b.split());
@@ -67,7 +66,7 @@ fn borrowed_halves() {
 
 #[test]
 fn owned_halves() {
-    let _dog = watchdog(30);
+    let _alone = alone(30);
     runtime(2).run(async {
         let (a, b) = pair().await;
         let ((ar, aw), (br, bw)) = (a.into_split(), b.into_split());
@@ -80,7 +79,7 @@ fn owned_halves() {
 /// The split of futures (a lock around both halves), and an echo by its `copy`.
 #[test]
 fn split_and_copy_of_futures() {
-    let _dog = watchdog(30);
+    let _alone = alone(30);
     runtime(2).run(async {
         let (a, b) = pair().await;
         let echo = gopark::spawn(async move {
@@ -106,7 +105,7 @@ impl<T: AsyncRead + AsyncWrite> SplitInTwo for T {}
 
 #[test]
 fn lines() {
-    let _dog = watchdog(30);
+    let _alone = alone(30);
     runtime(1).run(async {
         let (a, b) = pair().await;
         let writer = gopark::spawn(async move {
@@ -123,7 +122,7 @@ fn lines() {
 
 #[test]
 fn vectored() {
-    let _dog = watchdog(30);
+    let _alone = alone(30);
     runtime(1).run(async {
         let (a, b) = pair().await;
         let (mut aw, mut br) = (&a, &b);
@@ -140,7 +139,7 @@ fn vectored() {
 /// An empty read is ready at once; errors come through; a poll that is pending is woken.
 #[test]
 fn edges_of_the_contract() {
-    let _dog = watchdog(30);
+    let _alone = alone(30);
     runtime(1).run(async {
         let (mut a, mut b) = pair().await;
         assert_eq!(AsyncReadExt::read(&mut b, &mut []).await.unwrap(), 0);

@@ -20,11 +20,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::{Duration, Instant};
-use support::watchdog;
 
 #[test]
 fn address_in_use() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     runtime(1).run(async {
         let listener = TcpListener::bind(ANY).await.unwrap();
         let addr = listener.local_addr().unwrap();
@@ -57,7 +56,7 @@ fn queue_of(listener: &TcpListener) -> (u32, u32) {
 /// The queue is as long as the system allows.
 #[test]
 fn backlog() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     runtime(1).run(async {
         let somaxconn: u32 = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap().trim().parse().unwrap();
         let listener = TcpListener::bind(ANY).await.unwrap();
@@ -73,7 +72,7 @@ fn backlog() {
 
 #[test]
 fn incoming_and_close() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     runtime(1).run(async {
         let listener = TcpListener::bind(ANY).await.unwrap();
         let addr = listener.local_addr().unwrap();
@@ -98,7 +97,7 @@ fn incoming_and_close() {
 /// Every acceptor that waits learns of the close.
 #[test]
 fn close_and_many_acceptors() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     runtime(2).run(async {
         let listener = std::sync::Arc::new(TcpListener::bind(ANY).await.unwrap());
         let acceptors: Vec<_> = (0..20)
@@ -118,7 +117,7 @@ fn close_and_many_acceptors() {
 /// A listener of std's, there and back.
 #[test]
 fn listener_from_std() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     runtime(1).run(async {
         let std = std::net::TcpListener::bind(ANY).unwrap();
         let addr = std.local_addr().unwrap();
@@ -140,7 +139,7 @@ fn listener_from_std() {
 /// TestListenCloseListen.)
 #[test]
 fn listen_after_close() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     runtime(1).run(async {
         let mut listener = TcpListener::bind(ANY).await.unwrap();
         let addr = listener.local_addr().unwrap();
@@ -166,7 +165,7 @@ fn listen_after_close() {
 /// Go's TestTCPConcurrentAccept: each of many connections is given to exactly one of many acceptors.
 #[test]
 fn tcp_concurrent_accept() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     runtime(4).run(async {
         let listener = Arc::new(TcpListener::bind(ANY).await.unwrap());
         let addr = listener.local_addr().unwrap();
@@ -251,7 +250,7 @@ async fn shares(each: usize) -> [usize; ACCEPTORS] {
 #[test]
 fn every_acceptor_gets_its_share() {
     const K: usize = 40;
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     for (workers, allowed) in [(1, K - 1..=K + 1), (4, K / 2..=K * 2)] {
         let tries = (0..5).map(|_| runtime(workers).run(shares(K)));
         let seen: Vec<_> = tries.take_while(|shares| !shares.iter().all(|n| allowed.contains(n))).collect();
@@ -262,7 +261,7 @@ fn every_acceptor_gets_its_share() {
 /// A queue as long as asked for.
 #[test]
 fn backlog_of_the_config() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     runtime(1).run(async {
         for asked in [1, 7, 100] {
             let listener = ListenConfig::new().backlog(asked).listen(ANY).await.unwrap();
@@ -278,7 +277,7 @@ fn backlog_of_the_config() {
 /// system remembers only so many of those.)
 #[test]
 fn reuse_addr() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     runtime(1).run(async {
         let listener = TcpListener::bind(ANY).await.unwrap();
         let addr = listener.local_addr().unwrap();
@@ -294,7 +293,7 @@ fn reuse_addr() {
 /// Several listeners share a port, and each connection goes to one of them.
 #[test]
 fn reuse_port() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     runtime(1).run(async {
         let config = ListenConfig::new().reuse_port(true);
         let first = config.listen(ANY).await.unwrap();
@@ -323,7 +322,7 @@ fn reuse_port() {
 /// `[::]` takes both families, or IPv6 alone, whatever the system's default is.
 #[test]
 fn only_v6() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     if !has_ipv6() {
         return;
     }
@@ -353,7 +352,7 @@ fn only_v6() {
 /// Accepted connections have what the listener was told, though accepting sets nothing.
 #[test]
 fn keepalive_of_accepted_connections() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     runtime(1).run(async {
         let secs = Duration::from_secs;
         for (asked, expected) in [
@@ -378,7 +377,7 @@ fn keepalive_of_accepted_connections() {
 /// The hook sees each socket before it is bound, and its error gives the address up.
 #[test]
 fn control_of_a_listener() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     runtime(1).run(async {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let refused: SocketAddr = "127.0.0.2:0".parse().unwrap();
@@ -408,7 +407,7 @@ fn control_of_a_listener() {
 /// by itself when there are some again, though no further edge comes.
 #[test]
 fn out_of_descriptors_and_they_come_free() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     runtime(1).run(async {
         let (a, b) = pair().await;
         drop(spawn(async move {
@@ -437,7 +436,7 @@ fn out_of_descriptors_and_they_come_free() {
 #[test]
 fn out_of_descriptors_and_nothing_spins() {
     const PAUSES: u32 = 6;
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     let runtime = runtime(1);
     let _inside = runtime.handle().enter();
     let listener = runtime.block_on(TcpListener::bind(ANY)).unwrap();
@@ -476,7 +475,7 @@ fn out_of_descriptors_and_nothing_spins() {
 /// One timer wakes one acceptor. All the others that have a connection get their turn from him.
 #[test]
 fn out_of_descriptors_and_many_acceptors() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     for workers in [1, 4] {
         runtime(workers).run(async {
             let listener = Arc::new(TcpListener::bind(ANY).await.unwrap());
@@ -514,7 +513,7 @@ fn out_of_descriptors_and_many_acceptors() {
 /// one that comes later.
 #[test]
 fn out_of_descriptors_and_the_acceptor_is_dropped() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     runtime(1).run(async {
         let listener = TcpListener::bind(ANY).await.unwrap();
         let addr = listener.local_addr().unwrap();
@@ -540,7 +539,7 @@ fn out_of_descriptors_and_the_acceptor_is_dropped() {
 /// A close and a deadline end the pause as they end any other wait; another deadline lets it go on.
 #[test]
 fn out_of_descriptors_and_close_and_deadline() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     runtime(1).run(async {
         let listener = TcpListener::bind(ANY).await.unwrap();
         let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -570,7 +569,7 @@ fn out_of_descriptors_and_close_and_deadline() {
 /// What ends neither the listener nor the pause is told: here, an accept on a socket that no longer listens.
 #[test]
 fn other_errors_of_accept_are_told() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     runtime(1).run(async {
         let listener = TcpListener::bind(ANY).await.unwrap();
         SockRef::from(&listener).shutdown(std::net::Shutdown::Both).unwrap();
@@ -584,7 +583,7 @@ fn other_errors_of_accept_are_told() {
 /// A listener on a Unix socket has the same patience.
 #[test]
 fn out_of_descriptors_and_a_unix_listener() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     runtime(1).run(async {
         let name = format!("gopark-test-{}", std::process::id());
         let addr = std::os::unix::net::SocketAddr::from_abstract_name(name).unwrap();

@@ -16,7 +16,6 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
-use support::watchdog;
 
 fn gone(error: &io::Error) {
     let inner = error.get_ref().unwrap_or_else(|| panic!("{error:?}"));
@@ -39,7 +38,7 @@ async fn ping_pong(stream: &TcpStream, rounds: usize, first: bool) {
 /// Trap S9: the executor is another's; wakes come from gopark's threads.
 #[test]
 fn futures_block_on() {
-    let _dog = watchdog(30);
+    let _alone = alone(30);
     let runtime = runtime(1);
     let (a, b) = runtime.block_on(pair());
     let there = std::thread::spawn(move || futures::executor::block_on(ping_pong(&b, 500, false)));
@@ -51,7 +50,7 @@ fn futures_block_on() {
 /// cooperative budget has. Nobody gives it a new one; it must get on all the same.
 #[test]
 fn futures_block_on_in_a_task() {
-    let _dog = watchdog(30);
+    let _alone = alone(30);
     let runtime = runtime(2);
     let (a, b) = runtime.block_on(pair());
     let there = runtime.spawn(async move { ping_pong(&b, 500, false).await });
@@ -63,7 +62,7 @@ fn futures_block_on_in_a_task() {
 /// Trap S9: a local executor whose futures are not Send, with several of them on one connection.
 #[test]
 fn futures_local_pool() {
-    let _dog = watchdog(30);
+    let _alone = alone(30);
     let runtime = runtime(2);
     let (a, b) = runtime.block_on(pair());
     let echo = runtime.spawn(async move {
@@ -154,7 +153,7 @@ impl Pool {
 /// Trap S9: an executor made by hand, whose tasks move between threads, on both ends of many connections.
 #[test]
 fn executor_made_by_hand() {
-    let _dog = watchdog(30);
+    let _alone = alone(30);
     let runtime = runtime(2);
     let pool = Arc::new(Pool { queue: Mutex::default(), news: Condvar::new() });
     let left = Arc::new(AtomicUsize::new(40));
@@ -178,7 +177,7 @@ fn executor_made_by_hand() {
 /// Any number of threads block on one runtime and use each other's sockets.
 #[test]
 fn many_block_ons() {
-    let _dog = watchdog(30);
+    let _alone = alone(30);
     let runtime = runtime(1);
     std::thread::scope(|s| {
         for _ in 0..4 {
@@ -193,7 +192,7 @@ fn many_block_ons() {
 /// Two runtimes talk; and a task of each waits on a socket of the other.
 #[test]
 fn two_runtimes() {
-    let _dog = watchdog(30);
+    let _alone = alone(30);
     for workers in [1, 2] {
         let (one, two) = (runtime(workers), runtime(workers));
         let (a, b) = {
@@ -221,7 +220,7 @@ fn two_runtimes() {
 /// Whoever harvests its edge, a task runs on its own runtime's threads.
 #[test]
 fn tasks_stay_at_home() {
-    let _dog = watchdog(30);
+    let _alone = alone(30);
     let named = |name: &str| gopark::Builder::new().workers(1).thread_name(name).build().unwrap();
     let (one, two) = (named("one"), named("two"));
     let (a, b) = one.block_on(pair());
@@ -240,7 +239,7 @@ fn tasks_stay_at_home() {
 /// A task waits on a socket of a runtime that is fast asleep, and its own is too: the wake goes from one to the other.
 #[test]
 fn wake_between_idle_runtimes() {
-    let _dog = watchdog(30);
+    let _alone = alone(30);
     let (one, two) = (runtime(1), runtime(1));
     let (stream, mut peer) = one.block_on(std_pair());
     let stream = Arc::new(stream);
@@ -260,7 +259,7 @@ fn wake_between_idle_runtimes() {
 /// Who waits when a runtime ends is woken with `RuntimeGone`, whoever it is; later operations get it at once.
 #[test]
 fn shutdown_and_waiters() {
-    let _dog = watchdog(30);
+    let _alone = alone(30);
     for how in 0..3 {
         let (doomed, other) = (runtime(2), runtime(1));
         let (stream, peer) = doomed.block_on(std_pair());
@@ -342,7 +341,7 @@ fn shutdown_and_waiters() {
 /// Trap P10: a registration after the end of the runtime is refused.
 #[test]
 fn shutdown_then_registration() {
-    let _dog = watchdog(30);
+    let _alone = alone(30);
     let runtime = runtime(1);
     let handle = runtime.handle().clone();
     drop(runtime);
@@ -359,7 +358,7 @@ fn shutdown_then_registration() {
 /// And a connect that was under way, waiting for an answer that never comes.
 #[test]
 fn shutdown_during_connect() {
-    let _dog = watchdog(30);
+    let _alone = alone(30);
     let runtime = runtime(1);
     let (_listener, _clients, addr) = full_listener();
     let mut connect = Box::pin(TcpStream::connect(addr));
@@ -379,7 +378,7 @@ fn shutdown_during_connect() {
 /// Trap P10: a registration during the shutdown is refused, or its waiters are woken; none sleeps on.
 #[test]
 fn shutdown_during_registrations() {
-    let _dog = watchdog(60);
+    let _alone = alone(60);
     for round in 0..60 {
         let runtime = runtime(2);
         let started = Arc::new(AtomicUsize::new(0));
@@ -421,7 +420,7 @@ fn shutdown_during_registrations() {
 /// A socket that outlives its runtime is dropped in peace, from any thread, with waiters that were never woken.
 #[test]
 fn shutdown_then_drop() {
-    let _dog = watchdog(30);
+    let _alone = alone(30);
     let runtime = runtime(2);
     let (stream, peer) = runtime.block_on(pair());
     let stream = leak(stream);
@@ -438,7 +437,7 @@ fn shutdown_then_drop() {
 /// `close` and the end of the runtime: whichever came first is what one hears, and no more than once.
 #[test]
 fn close_then_shutdown() {
-    let _dog = watchdog(30);
+    let _alone = alone(30);
     let runtime = runtime(1);
     let (stream, _peer) = runtime.block_on(pair());
     stream.close();
@@ -450,7 +449,7 @@ fn close_then_shutdown() {
 /// Under `enter`, a foreign executor makes sockets of the runtime that was entered.
 #[test]
 fn enter_and_foreign_executor() {
-    let _dog = watchdog(30);
+    let _alone = alone(30);
     let runtime = runtime(1);
     let _enter = runtime.enter();
     futures::executor::block_on(async {
@@ -465,7 +464,7 @@ fn enter_and_foreign_executor() {
 /// Many futures of one foreign task, each with a waker of its own (FuturesUnordered), on one runtime's sockets.
 #[test]
 fn futures_unordered() {
-    let _dog = watchdog(30);
+    let _alone = alone(30);
     let runtime: Runtime = runtime(2);
     let pairs: Vec<_> = (0..30).map(|_| runtime.block_on(pair())).collect();
     futures::executor::block_on(join_all(pairs.iter().map(|(a, b)| async {
@@ -482,7 +481,7 @@ fn futures_unordered() {
 /// A poll that is ready at once needs nobody to wake it.
 #[test]
 fn ready_at_once() {
-    let _dog = watchdog(30);
+    let _alone = alone(30);
     let runtime = runtime(1);
     let (a, b) = runtime.block_on(pair());
     runtime.block_on(async {

@@ -12,18 +12,12 @@ use net::*;
 use std::io::{ErrorKind, IoSlice};
 use std::net::Shutdown;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
-use support::watchdog;
 
 static ALARMS: AtomicUsize = AtomicUsize::new(0);
 static PIPES: AtomicUsize = AtomicUsize::new(0);
-
-fn one_at_a_time() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock().unwrap_or_else(|e| e.into_inner())
-}
 
 extern "C" fn count(signal: libc::c_int) {
     let counter = if signal == libc::SIGPIPE { &PIPES } else { &ALARMS };
@@ -112,7 +106,7 @@ async fn transfer(stream: &TcpStream, total: usize, send: u32, receive: u32) {
 /// Traps P20 and P14: signals interrupt whatever call there is; transfers, connects, accepts and sleeps go on, byte for byte.
 #[test]
 fn signals_and_transfers() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     let flood = Flood::start();
     for workers in [1, 2] {
         let runtime = runtime(workers);
@@ -146,7 +140,7 @@ fn signals_and_transfers() {
 /// Trap P20: an idle machine is interrupted; the poll that waits goes on waiting.
 #[test]
 fn signals_and_an_idle_reader() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     let runtime = runtime(1);
     let (stream, mut peer) = runtime.block_on(std_pair());
     let read = runtime.spawn(async move { stream.read(&mut [0; 4]).await.unwrap() });
@@ -164,7 +158,7 @@ fn signals_and_an_idle_reader() {
 /// Trap P26: a write to a peer that is gone is an error and no signal, whichever call makes it.
 #[test]
 fn writes_to_a_closed_peer() {
-    let (_turn, _dog) = (one_at_a_time(), watchdog(60));
+    let _alone = alone(60);
     // std ignores SIGPIPE in Rust's own programs; others do not.
     handle(libc::SIGPIPE);
     runtime(1).run(async {

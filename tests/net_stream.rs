@@ -9,11 +9,10 @@ use gopark::yield_now;
 use net::*;
 use std::io::{ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::net::Shutdown;
-use support::watchdog;
 
 #[test]
 fn write_and_read() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (a, b) = pair().await;
         assert_eq!(a.write(b"over").await.unwrap(), 4);
@@ -31,7 +30,7 @@ fn write_and_read() {
 
 #[test]
 fn peek_and_read() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (a, b) = pair().await;
         let mut buf = [0; 16];
@@ -53,7 +52,7 @@ fn peek_and_read() {
 
 #[test]
 fn vectored_write_and_vectored_read() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (a, b) = pair().await;
         let n = a.write_vectored(&[IoSlice::new(b"one "), IoSlice::new(b""), IoSlice::new(b"two")]).await.unwrap();
@@ -75,7 +74,7 @@ fn vectored_write_and_vectored_read() {
 /// has more, or could take more; no edge follows.
 #[test]
 fn more_buffers_than_a_call_takes_and_another_read() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (a, b) = pair().await;
         a.write_all(&[7; 3000]).await.unwrap();
@@ -93,7 +92,7 @@ fn more_buffers_than_a_call_takes_and_another_read() {
 /// Trap P14, the same of writes.
 #[test]
 fn more_buffers_than_a_call_takes_and_another_write() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (a, b) = pair().await;
         Pulse::new().await.beat().await;
@@ -109,7 +108,7 @@ fn more_buffers_than_a_call_takes_and_another_write() {
 
 #[test]
 fn read_exact_and_end() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (a, b) = pair().await;
         let writer = gopark::spawn(async move {
@@ -131,7 +130,7 @@ fn read_exact_and_end() {
 
 #[test]
 fn empty_buffers() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (a, b) = pair().await;
         assert_eq!(a.write(b"").await.unwrap(), 0);
@@ -147,7 +146,7 @@ fn empty_buffers() {
 /// Readiness is only observed: a second `readable` without a read between them completes as the first did.
 #[test]
 fn readable_and_readable() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (a, b) = pair().await;
         a.write_all(b"x").await.unwrap();
@@ -171,7 +170,7 @@ fn readable_and_readable() {
 /// excluded by a byte that goes round on another connection meanwhile.
 #[test]
 fn idle_and_readable() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let pulse = Pulse::new().await;
         let (connected, accepted) = pair().await;
@@ -199,7 +198,7 @@ fn idle_and_readable() {
 /// A fresh connection can be written to, and says so.
 #[test]
 fn fresh_and_writable() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (connected, accepted) = pair().await;
         connected.writable().await.unwrap();
@@ -211,7 +210,7 @@ fn fresh_and_writable() {
 
 #[test]
 fn try_operations() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (a, b) = pair().await;
         let mut buf = [0; 4];
@@ -242,7 +241,7 @@ fn try_operations() {
 /// Writes until the kernel takes no more; then `writable` waits for the peer to read.
 #[test]
 fn full_and_writable() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let pulse = Pulse::new().await;
         let (a, mut peer) = std_pair().await;
@@ -278,7 +277,7 @@ fn full_and_writable() {
 
 #[test]
 fn fragmenting_writer() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     const TOTAL: usize = 200_000;
     runtime(2).run(async {
         let (a, peer) = std_pair().await;
@@ -343,7 +342,7 @@ async fn both_ways(total: usize, write: usize, read: usize, slow: usize) {
 /// Trap P14: no byte and no end is lost to a short read that was taken for "drained".
 #[test]
 fn a_mebibyte_both_ways() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     for workers in [1, 2] {
         let runtime = runtime(workers);
         for (write, read, slow) in [(1 << 16, 1 << 16, 0), (4096, 1000, 3), (100_000, 777, 1), (333, 1 << 16, 2)] {
@@ -355,14 +354,14 @@ fn a_mebibyte_both_ways() {
 /// Trap P14, past everything that buffers hold.
 #[test]
 fn sixty_four_mebibytes_both_ways() {
-    let _dog = watchdog(120);
+    let _alone = alone(120);
     runtime(2).run(both_ways(64 << 20, 1 << 18, 1 << 16, 1));
 }
 
 /// The same against threads that know nothing of gopark.
 #[test]
 fn eight_mebibytes_both_ways_with_a_blocking_peer() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     const TOTAL: usize = 8 << 20;
     runtime(2).run(async {
         let (a, peer) = std_pair().await;
@@ -394,7 +393,7 @@ fn eight_mebibytes_both_ways_with_a_blocking_peer() {
 /// A connection that is handed to std blocks again where std's mode is set so, and can come back.
 #[test]
 fn into_std_and_from_std() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (a, mut peer) = std_pair().await;
         a.write_all(b"1").await.unwrap();
@@ -422,7 +421,7 @@ fn into_std_and_from_std() {
 /// Trap P9: dropping the owned write half ends the write side, and nothing else.
 #[test]
 fn drop_write_half_and_read_on() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (a, b) = pair().await;
         let (read, write) = a.into_split();
@@ -442,7 +441,7 @@ fn drop_write_half_and_read_on() {
 /// Trap P9: dropping the owned read half, or a forgotten write half, ends nothing.
 #[test]
 fn drop_read_half_and_write_on() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let pulse = Pulse::new().await;
         let (a, b) = pair().await;
@@ -470,7 +469,7 @@ fn drop_read_half_and_write_on() {
 
 #[test]
 fn split_and_reunite() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let pulse = Pulse::new().await;
         let (a, b) = pair().await;
@@ -508,7 +507,7 @@ fn split_and_reunite() {
 /// Half-closed: what was written before arrives, then the end; the other direction goes on.
 #[test]
 fn shutdown_and_both_directions() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (a, b) = pair().await;
         a.write_all(b"bye").await.unwrap();
@@ -530,7 +529,7 @@ fn shutdown_and_both_directions() {
 /// A reset reaches a read that waits, a write that waits, and what comes after.
 #[test]
 fn reset_and_waiting_operations() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (a, b) = pair().await;
         let fill = async {
@@ -560,7 +559,7 @@ fn reset_and_waiting_operations() {
 
 #[test]
 fn reset_and_read() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (a, b) = pair().await;
         let mut buf = [0; 8];
@@ -574,7 +573,7 @@ fn reset_and_read() {
 
 #[test]
 fn close_and_waiting_operations() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (a, b) = pair().await;
         let mut buf = [0; 8];

@@ -1,21 +1,23 @@
 //! Turns at a socket that go from one thread to another, past operations that nobody polls any more.
 
+#[path = "support/net.rs"]
+mod net;
 mod support;
 
 use gopark::Builder;
 use gopark::net::{TcpListener, TcpStream};
+use net::alone;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::task::{Context, Waker};
-use support::watchdog;
 
 /// Trap P23: a thread outside the runtime lets go of a lock that two wait for. The first, of another executor, is never
 /// polled again; the second is a task, and all workers are asleep. It gets its turn.
 #[test]
 fn let_go_outside_and_never_polled_again() {
-    let _watchdog = watchdog(60);
+    let _alone = alone(60);
     let rt = Builder::new().workers(1).build().unwrap();
     let (stream, _peer) = rt.block_on(async {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -14,7 +14,6 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, RawWaker, RawWakerVTable, Waker};
-use support::watchdog;
 
 type Reading = Pin<Box<dyn Future<Output = io::Result<u8>> + Send>>;
 
@@ -36,7 +35,7 @@ fn ready(poll: Poll<io::Result<u8>>) -> Option<u8> {
 /// Trap P21: one edge, many readers; each gets its byte.
 #[test]
 fn many_readers_and_one_edge() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     for workers in [1, 2] {
         runtime(workers).run(async {
             let (stream, peer) = std_pair().await;
@@ -68,7 +67,7 @@ fn many_readers_and_one_edge() {
 /// Trap P21: many that only observe; one edge is news for all of them.
 #[test]
 fn many_observers_and_one_edge() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (stream, peer) = std_pair().await;
         let mut all: Vec<_> = (0..64).map(|_| Box::pin(stream.readable())).collect();
@@ -83,7 +82,7 @@ fn many_observers_and_one_edge() {
 /// Trap P21, the other direction; and readers wait beside the writers.
 #[test]
 fn many_writers_and_one_edge() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     for workers in [1, 2] {
         runtime(workers).run(async {
             let (stream, mut peer) = std_pair().await;
@@ -122,7 +121,7 @@ fn many_writers_and_one_edge() {
 /// The first to wait is the first to be woken, and alone: an edge is no herd.
 #[test]
 fn readers_in_order() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     let runtime = runtime(1);
     let (stream, mut peer) = runtime.block_on(std_pair());
     let stream = leak(stream);
@@ -143,7 +142,7 @@ fn readers_in_order() {
 /// Trap P22: the one that was woken is dropped before it reads; the next has its turn.
 #[test]
 fn woken_then_dropped() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     let runtime = runtime(1);
     let (stream, mut peer) = runtime.block_on(std_pair());
     let stream = leak(stream);
@@ -161,7 +160,7 @@ fn woken_then_dropped() {
 /// Trap P22 on workers: tasks are aborted at all moments, and no byte waits for nobody.
 #[test]
 fn woken_and_aborted() {
-    let _dog = watchdog(30);
+    let _alone = alone(30);
     runtime(2).run(async {
         let (stream, peer) = std_pair().await;
         let stream = leak(stream);
@@ -185,7 +184,7 @@ fn woken_and_aborted() {
 /// Trap P23: a future that was polled once and is kept, but never polled again, keeps nobody else waiting. It was first.
 #[test]
 fn forgotten_first_and_task_second() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (stream, peer) = std_pair().await;
         let stream = leak(stream);
@@ -204,7 +203,7 @@ fn forgotten_first_and_task_second() {
 /// Trap P23, within one task: `select` polls one branch on.
 #[test]
 fn forgotten_in_the_same_task() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (stream, peer) = std_pair().await;
         let stream = leak(stream);
@@ -220,7 +219,7 @@ fn forgotten_in_the_same_task() {
 /// Trap P23 with several of them, all before the one that counts, on a machine that is otherwise asleep.
 #[test]
 fn several_forgotten_and_a_foreign_waker() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     let runtime = runtime(1);
     let (stream, mut peer) = runtime.block_on(std_pair());
     let stream = leak(stream);
@@ -240,7 +239,7 @@ fn several_forgotten_and_a_foreign_waker() {
 /// Trap P23: those who forgot are tasks, and gone.
 #[test]
 fn several_forgotten_by_tasks_that_ended() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     for workers in [1, 2] {
         runtime(workers).run(async {
             let (stream, peer) = std_pair().await;
@@ -264,7 +263,7 @@ fn several_forgotten_by_tasks_that_ended() {
 /// Trap P23 on a machine that never falls asleep: a task yields for ever on the only worker.
 #[test]
 fn forgotten_beside_a_busy_task() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (stream, peer) = std_pair().await;
         let stream = leak(stream);
@@ -294,7 +293,7 @@ fn forgotten_beside_a_busy_task() {
 /// Trap P23: the forgotten one has been chosen already when the next comes.
 #[test]
 fn forgotten_chosen_then_newcomer() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     let runtime = runtime(1);
     let (stream, mut peer) = runtime.block_on(std_pair());
     let stream = leak(stream);
@@ -311,7 +310,7 @@ fn forgotten_chosen_then_newcomer() {
 /// Trap P23: a read that leaves something hands the turn to a forgotten one, from a thread that is no worker's.
 #[test]
 fn left_over_and_forgotten_and_waiting() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     let runtime = runtime(1);
     let (stream, mut peer) = runtime.block_on(std_pair());
     let stream = leak(stream);
@@ -337,7 +336,7 @@ fn left_over_and_forgotten_and_waiting() {
 /// Trap P23 in the queue of `write_all`, where no edge ever comes: the turn is handed on by a thread that is no worker.
 #[test]
 fn forgotten_among_write_alls() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     let runtime = runtime(1);
     let (stream, mut peer) = runtime.block_on(std_pair());
     let stream = leak(stream);
@@ -370,7 +369,7 @@ fn forgotten_among_write_alls() {
 /// Trap P23 for writes and for accepts.
 #[test]
 fn forgotten_write_and_forgotten_accept() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     let runtime = runtime(1);
     let (stream, mut peer) = runtime.block_on(std_pair());
     let stream = leak(stream);
@@ -408,7 +407,7 @@ fn forgotten_write_and_forgotten_accept() {
 /// `poll_*` methods have no end, so each distinct waker is kept, and an edge wakes all of them.
 #[test]
 fn distinct_wakers_and_one_edge() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     let runtime = runtime(1);
     let (stream, mut peer) = runtime.block_on(std_pair());
     let stream = &stream;
@@ -455,7 +454,7 @@ fn distinct_wakers_and_one_edge() {
 /// Each connection goes to exactly one of many acceptors, and each acceptor that waits gets one in the end.
 #[test]
 fn many_acceptors() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     for workers in [1, 2] {
         runtime(workers).run(async {
             let listener = leak(TcpListener::bind(ANY).await.unwrap());
@@ -476,7 +475,7 @@ fn many_acceptors() {
 /// Acceptors are served in the order in which they came.
 #[test]
 fn acceptors_in_order() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     let runtime = runtime(1);
     let _enter = runtime.enter();
     let listener = runtime.block_on(TcpListener::bind(ANY)).unwrap();
@@ -497,7 +496,7 @@ fn acceptors_in_order() {
 /// From the first byte to the last, no other `write_all` writes in between, however often the buffer is full.
 #[test]
 fn write_all_and_write_all() {
-    let _dog = watchdog(30);
+    let _alone = alone(30);
     const LEN: usize = 1 << 20;
     for workers in [1, 2] {
         runtime(workers).run(async {
@@ -527,7 +526,7 @@ fn write_all_and_write_all() {
 /// A `write_all` that is dropped in the middle, or while it waits for its turn, lets the others on.
 #[test]
 fn write_all_dropped_and_write_all() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (stream, peer) = std_pair().await;
         let stream = leak(stream);
@@ -560,7 +559,7 @@ fn write_all_dropped_and_write_all() {
 /// Abort and drop at every stage of a crowd of writers.
 #[test]
 fn write_alls_aborted_and_one_that_is_not() {
-    let _dog = watchdog(30);
+    let _alone = alone(30);
     runtime(2).run(async {
         let (stream, reader) = pair().await;
         let stream = leak(stream);
@@ -594,7 +593,7 @@ fn write_alls_aborted_and_one_that_is_not() {
 /// `write_all` excludes `write_all` only: a plain write, and reads, go on.
 #[test]
 fn write_all_waiting_and_reads() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (stream, peer) = std_pair().await;
         let big = vec![0; 16 << 20];
@@ -609,7 +608,7 @@ fn write_all_waiting_and_reads() {
 /// One future of many that wait on the same socket is dropped after another was ready; nothing is lost.
 #[test]
 fn select_of_readers() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     runtime(1).run(async {
         let (stream, peer) = std_pair().await;
         let stream = leak(stream);
@@ -729,14 +728,14 @@ fn beside(on: On, what: fn(&TcpStream)) {
 /// Traps S18 and S23: a foreign waker panics when it is woken.
 #[test]
 fn waker_that_panics_when_woken() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     beside(On::Wake, |_| panic!("this waker panics when it is woken, as the test wants"));
 }
 
 /// Traps S18 and S23: and when it is dropped.
 #[test]
 fn waker_that_panics_when_dropped() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     let runtime = runtime(1);
     let (stream, mut peer) = runtime.block_on(std_pair());
     let mut reader = &stream;
@@ -760,7 +759,7 @@ fn waker_that_panics_when_dropped() {
 /// Traps S18 and S23: and when it is cloned. That is its own poll's affair, and holds nobody else up.
 #[test]
 fn waker_that_panics_when_cloned() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     let runtime = runtime(1);
     let (stream, mut peer) = runtime.block_on(std_pair());
     let stream = leak(stream);
@@ -780,7 +779,7 @@ fn waker_that_panics_when_cloned() {
 /// Trap S18: a waker's code calls the socket that wakes it, and waits on it anew.
 #[test]
 fn waker_that_calls_back() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     beside(On::Wake, call_back);
     beside(On::Clone, call_back);
 }
@@ -798,7 +797,7 @@ fn call_back(stream: &TcpStream) {
 /// Trap S18: the same when a waker is dropped because another takes its place, or because its operation is dropped.
 #[test]
 fn waker_that_calls_back_when_dropped() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     let runtime = runtime(1);
     let (stream, _peer) = runtime.block_on(std_pair());
     let stream = Arc::new(stream);
@@ -829,14 +828,14 @@ fn waker_that_calls_back_when_dropped() {
 /// Trap S18: a waker's code closes the socket.
 #[test]
 fn waker_that_closes() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     beside(On::Wake, TcpStream::close);
 }
 
 /// Trap S18: the last owner of a socket is the waker that waits on it.
 #[test]
 fn waker_that_drops_the_socket() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     for on in [On::Wake, On::Drop] {
         let runtime = runtime(1);
         let (stream, mut peer) = runtime.block_on(std_pair());
@@ -872,7 +871,7 @@ fn waker_that_drops_the_socket() {
 /// Trap S18: a waker's code blocks on the runtime that wakes it.
 #[test]
 fn waker_that_blocks_on_a_task() {
-    let _dog = watchdog(20);
+    let _alone = alone(20);
     for workers in [1, 2] {
         let runtime = runtime(workers);
         let handle = runtime.handle().clone();

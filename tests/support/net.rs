@@ -5,6 +5,7 @@ use crate::support::{Watchdog, watchdog};
 use gopark::net::{TcpListener, TcpStream};
 use gopark::{Builder, Runtime};
 use socket2::{Domain, Socket, Type};
+use std::any::Any;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
@@ -38,9 +39,15 @@ pub async fn std_pair() -> (TcpStream, std::net::TcpStream) {
     (listener.accept().await.unwrap().0, peer)
 }
 
-/// For futures that are kept for ever: what they borrow must live as long.
-pub fn leak<T>(value: T) -> &'static T {
-    Box::leak(Box::new(value))
+static LEAKED: Mutex<Vec<Arc<dyn Any + Send + Sync>>> = Mutex::new(Vec::new());
+
+/// For futures that are kept for ever: what they borrow lives until [`Alone`] has the test end.
+pub fn leak<T: Any + Send + Sync>(value: T) -> &'static T {
+    let value = Arc::new(value);
+    // SAFETY: it stays where it is until the test is over, and then nobody comes back to what was forgotten.
+    let leaked = unsafe { &*Arc::as_ptr(&value) };
+    LEAKED.lock().unwrap().push(value);
+    leaked
 }
 
 pub fn leak_mut<T>(value: T) -> &'static mut T {
@@ -320,6 +327,8 @@ impl Alone {
 impl Drop for Alone {
     fn drop(&mut self) {
         if !std::thread::panicking() {
+            let leaked = std::mem::take(&mut *LEAKED.lock().unwrap());
+            drop(leaked);
             self.check(0);
         }
     }
