@@ -640,7 +640,7 @@ fn bulk_takes_a_pipe_and_messages_take_none() {
             while pipes() == 0 {
                 pass(4 << 20);
             }
-            assert_eq!(pipes(), 1);
+            assert!(pipes() <= 1);
         }
         source.write_all(b"the end").unwrap();
         drop(source);
