@@ -101,7 +101,7 @@ pub fn copy<'a>(reader: &'a impl CopyFrom, writer: &'a impl CopyTo) -> Copy<'a> 
 /// }
 /// ```
 pub fn copy_bidirectional<'a, A: CopyFrom + CopyTo, B: CopyFrom + CopyTo>(a: &'a A, b: &'a B) -> CopyBidirectional<'a> {
-    CopyBidirectional { flows: [Flow::new(a, b), Flow::new(b, a)] }
+    CopyBidirectional { flows: [Flow::new(a, b), Flow::new(b, a)], first: 0 }
 }
 
 /// See [`copy()`].
@@ -164,6 +164,8 @@ impl Future for Copy<'_> {
 #[must_use = "futures do nothing unless polled"]
 pub struct CopyBidirectional<'a> {
     flows: [Flow<'a>; 2],
+    /// Which goes first: it may leave no budget for the other.
+    first: usize,
 }
 
 impl CopyBidirectional<'_> {
@@ -183,7 +185,9 @@ impl Future for CopyBidirectional<'_> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<(u64, u64)>> {
         let mut ended = true;
-        for flow in &mut self.flows {
+        self.first ^= 1;
+        for which in [self.first, self.first ^ 1] {
+            let flow = &mut self.flows[which];
             if flow.poll(cx)?.is_pending() {
                 ended = false;
             } else if !std::mem::replace(&mut flow.is_shut, true) {
