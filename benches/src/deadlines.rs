@@ -8,11 +8,9 @@ use crate::runtime::Runtime;
 use crate::stats::Spread;
 use crate::tokio_peer::Tokio;
 use crate::{Failure, go, sys};
-use std::future::Future;
 use std::hint::black_box;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::pin::{Pin, pin};
 use std::time::{Duration, Instant};
 
 pub(crate) const HELP: &str = "\
@@ -169,11 +167,4 @@ async fn ping_pong<R: Runtime>(stream: &mut R::Stream, trips: u64, guarded: bool
         }
     }
     Ok(())
-}
-
-/// Polls once.
-pub(crate) fn poll_once<F: Future>(future: F) {
-    let mut future = pin!(future);
-    let waker = std::task::Waker::noop();
-    let _ = Pin::new(&mut future).poll(&mut std::task::Context::from_waker(waker));
 }

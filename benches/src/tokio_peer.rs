@@ -1,11 +1,12 @@
 //! tokio, multi-threaded.
 
-use crate::deadlines::poll_once;
 use crate::runtime::Runtime;
 use crate::sys;
-use std::future::Future;
+use std::future::{Future, pending};
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
+use std::task::{Context, Waker};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -62,7 +63,8 @@ impl Runtime for Tokio {
     }
 
     fn set_read_deadline(_: &mut TcpStream, time: Duration) -> io::Result<()> {
-        poll_once(tokio::time::timeout(time, std::future::pending::<()>()));
+        let timeout = pin!(tokio::time::timeout(time, pending::<()>()));
+        let _ = timeout.poll(&mut Context::from_waker(Waker::noop()));
         Ok(())
     }
 
