@@ -13,6 +13,7 @@ pub(crate) mod netpoll {
     mod brk;
     mod deadline;
     pub(crate) mod slot;
+    mod until;
 }
 pub(crate) mod park;
 #[cfg(not(gopark_loom))]

@@ -24,7 +24,7 @@ const RUNTIME: &[&[&str]] = &[
     &["runtime/task/rig.rs"],
     &["runtime/queue.rs", "runtime/wake_list.rs"],
     &["runtime/timer.rs", "runtime/netpoll/slot.rs", "runtime/netpoll/brk.rs"],
-    &["runtime/netpoll/deadline.rs"],
+    &["runtime/netpoll/deadline.rs", "runtime/netpoll/until.rs"],
     &["runtime/netpoll/desc.rs"],
     &["runtime/netpoll/epoll.rs"],
     &["runtime/netpoll/mod.rs"],

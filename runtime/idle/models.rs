@@ -4,8 +4,8 @@
 //! Most models make one move of each thread meet one of another, from every state that matters, and then look at the
 //! sum: each P is idle or held by one M, nobody spins, and no work lies where every M rests. The last is a whole machine.
 //!
-//! Not covered: more than two Ps; more Ms than Ps; the timers, which have a fence of their own; `CHECK_TICKS` and all else
-//! that makes an M look at a queue of its own accord; and what `poll_until` is for. Loom weakens SeqCst accesses but not
+//! Not covered: more than two Ps; more Ms than Ps; the timers, for which the models of
+//! netpoll/until.rs are; `CHECK_TICKS` and all else that makes an M look at a queue of its own accord. Loom weakens SeqCst accesses but not
 //! fences, and there are only fences here.
 //!
 //! | mutant (`--cfg 'gopark_mutant="..."'`) | model that fails |

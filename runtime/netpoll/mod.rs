@@ -20,11 +20,12 @@ mod epoll;
 pub(crate) mod slot;
 #[cfg(all(test, not(gopark_loom)))]
 mod tests;
+mod until;
 
 pub(crate) use brk::Break;
 pub(crate) use epoll::Wait;
 
-use crate::runtime::sync::{Mutex, UnsafeCell, fence, spin};
+use crate::runtime::sync::{Mutex, UnsafeCell, spin};
 use crate::runtime::sys::Events;
 use crate::runtime::timer::{Clock, Inserted, Timers, What};
 use crate::runtime::wake_list::{Alarm, SlotId, WakeList};
@@ -33,7 +34,8 @@ use epoll::{Epoll, Event};
 use slot::Start;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use until::PollUntil;
 
 /// One runtime's netpoller. Sockets and sleeps hold it, so that it outlives the runtime while they do.
 #[derive(Debug)]
@@ -44,9 +46,7 @@ pub(crate) struct Netpoll {
     polling: AtomicBool,
     events: UnsafeCell<EventBuffer>,
     brk: Break,
-    /// Until when the M that blocks here sleeps, in the runtime's nanoseconds (Go's `sched.pollUntil`); 0 while none
-    /// does, `u64::MAX` for ever.
-    poll_until: AtomicU64,
+    pub(crate) until: PollUntil,
     /// Somebody has polled since sysmon last looked (Go's `sched.lastpoll` holds the time).
     polled: AtomicBool,
     pub(crate) clock: Clock,
@@ -77,7 +77,7 @@ impl Netpoll {
             polling: AtomicBool::new(false),
             events: UnsafeCell::new(EventBuffer(Epoll::buffer())),
             brk: Break::new(),
-            poll_until: AtomicU64::new(0),
+            until: PollUntil::new(),
             polled: AtomicBool::new(false),
             clock: Clock::new(),
             timers: Timers::new(),
@@ -220,18 +220,10 @@ impl Netpoll {
         }
     }
 
-    /// Says until when the poller will sleep. Before it looks at the timers, with `u64::MAX`; then with what it found.
-    pub(crate) fn set_poll_until(&self, when: u64) {
-        self.poll_until.store(when, Ordering::Relaxed);
-    }
-
     /// A timer was added that comes before all others: ends the wait of a poller that would sleep past it. Go's
     /// `wakeNetPoller`.
     pub(crate) fn timer_added(&self, when: u64) {
-        // Pairs with the poller's fence between `set_poll_until` and its look at the timers: one of the two sees the
-        // other.
-        fence(Ordering::SeqCst);
-        if self.poll_until.load(Ordering::Relaxed) > when {
+        if self.until.is_past(when) {
             self.netpoll_break();
         }
     }

@@ -3,7 +3,6 @@
 use super::{M, Orders, Sched};
 use crate::runtime::idle::{Back, PId, Role};
 use crate::runtime::netpoll::Wait;
-use crate::runtime::sync::fence;
 use crate::runtime::task::G;
 use crate::runtime::timer::NEVER;
 use crate::runtime::wake_list::WakeList;
@@ -251,12 +250,12 @@ impl M {
         if role == Role::Exit {
             return Idled::Exit;
         }
-        let mut when = if role == Role::Poll { self.poll_until() } else { NEVER };
+        let mut when = if role == Role::Poll { sched.asleep() } else { NEVER };
         let looked = sched.work_waiting() || !sched.blocking.is_empty() || sched.netpoll.has_batons();
         if looked || sched.stopping() {
             if role == Role::Poll {
-                // Before the place is free: what the next poller says must not be overwritten.
-                sched.netpoll.set_poll_until(0);
+                // While it has the place still.
+                sched.netpoll.until.awake();
             }
             if let Some(p) = sched.idle.retract(self.shared.id, role) {
                 self.take_p(p, true);
@@ -267,24 +266,13 @@ impl M {
                 return Idled::Again;
             }
             if role == Role::Poll {
-                when = self.poll_until();
+                when = sched.asleep();
             }
         }
         match role {
             Role::Poll => self.wait_in_network(when),
             _ => self.wait_parked(),
         }
-    }
-
-    /// Until when this M, which has the poller's place, may sleep; it says so to whoever adds a timer.
-    fn poll_until(&self) -> u64 {
-        let sched = &*self.sched;
-        sched.netpoll.set_poll_until(NEVER);
-        // Pairs with the fence of `Netpoll::timer_added`: either that sees the poller, or this sees the timer.
-        fence(Ordering::SeqCst);
-        let when = sched.next_timer();
-        sched.netpoll.set_poll_until(when);
-        when
     }
 
     fn wait_parked(&self) -> Idled {
@@ -304,7 +292,7 @@ impl M {
         };
         let list = &mut *self.list.borrow_mut();
         sched.netpoll.netpoll_block(wait, list);
-        sched.netpoll.set_poll_until(0);
+        sched.netpoll.until.awake();
         match sched.idle.poller_back() {
             Back::Spinning(p) => self.take_p(p, true),
             Back::Running(p) => self.take_p(p, false),
@@ -342,7 +330,7 @@ impl M {
 
     /// The poller's place, taken by an M that has lost its P.
     fn wait_in_network_without_p(&self) -> Idled {
-        match self.wait_in_network(self.poll_until()) {
+        match self.wait_in_network(self.sched.asleep()) {
             Idled::Found(g) => {
                 self.requeue(g);
                 Idled::Again

@@ -224,6 +224,11 @@ impl Sched {
         sleeps.fold(self.netpoll.next_alarm(), u64::min)
     }
 
+    /// Until when the poller may sleep; it has said so to whoever adds a timer.
+    fn asleep(&self) -> u64 {
+        self.netpoll.until.asleep(|| self.next_timer())
+    }
+
     /// Ends every timer that is due.
     pub(crate) fn expire_timers(&self, now: u64, list: &mut WakeList) {
         for p in &self.ps {
