@@ -82,7 +82,7 @@ fn connect_and_only_the_peer_is_heard() {
 
 /// Go's TestUDPZeroBytePayload and TestUDPZeroByteBuffer.
 #[test]
-fn empty_datagrams_and_empty_buffers() {
+fn zero_byte_datagrams_and_empty_buffers() {
     let _alone = alone(20);
     runtime(1).run(async {
         let (a, b) = connected().await;
