@@ -226,8 +226,12 @@ fn detached_output_is_dropped_once() {
     let _watchdog = watchdog(60);
     let rt = runtime(1);
     let (probe, dropped) = probe();
+    // It cannot be done before the handle goes.
+    let (release, busy) = occupy(&rt);
     drop(rt.spawn(async { probe }));
+    drop(release);
     dropped_inside(&dropped);
+    rt.block_on(busy).unwrap();
     let (probe, dropped) = self::probe();
     let task = rt.spawn(async { probe });
     while !task.is_finished() {
