@@ -172,31 +172,19 @@ impl Runtime {
 
     /// See [`Handle::run`].
     #[track_caller]
-    pub fn run<F>(&self, future: F) -> F::Output
-    where
-        F: Future + Send + 'static,
-        F::Output: Send + 'static,
-    {
+    pub fn run<F: Future<Output: Send> + Send + 'static>(&self, future: F) -> F::Output {
         self.handle.run(future)
     }
 
     /// See [`Handle::spawn`].
     #[track_caller]
-    pub fn spawn<F>(&self, future: F) -> JoinHandle<F::Output>
-    where
-        F: Future + Send + 'static,
-        F::Output: Send + 'static,
-    {
+    pub fn spawn<F: Future<Output: Send> + Send + 'static>(&self, future: F) -> JoinHandle<F::Output> {
         self.handle.spawn(future)
     }
 
     /// See [`Handle::spawn_blocking`].
     #[track_caller]
-    pub fn spawn_blocking<F, R>(&self, f: F) -> JoinHandle<R>
-    where
-        F: FnOnce() -> R + Send + 'static,
-        R: Send + 'static,
-    {
+    pub fn spawn_blocking<F: FnOnce() -> R + Send + 'static, R: Send + 'static>(&self, f: F) -> JoinHandle<R> {
         self.handle.spawn_blocking(f)
     }
 
@@ -303,11 +291,7 @@ impl Handle {
     /// # std::io::Result::Ok(())
     /// ```
     #[track_caller]
-    pub fn spawn<F>(&self, future: F) -> JoinHandle<F::Output>
-    where
-        F: Future + Send + 'static,
-        F::Output: Send + 'static,
-    {
+    pub fn spawn<F: Future<Output: Send> + Send + 'static>(&self, future: F) -> JoinHandle<F::Output> {
         self.sched.spawn(future, false, Location::caller())
     }
 
@@ -321,11 +305,7 @@ impl Handle {
     /// # std::io::Result::Ok(())
     /// ```
     #[track_caller]
-    pub fn spawn_blocking<F, R>(&self, f: F) -> JoinHandle<R>
-    where
-        F: FnOnce() -> R + Send + 'static,
-        R: Send + 'static,
-    {
+    pub fn spawn_blocking<F: FnOnce() -> R + Send + 'static, R: Send + 'static>(&self, f: F) -> JoinHandle<R> {
         self.sched.spawn(BlockingTask::new(f), true, Location::caller())
     }
 
@@ -347,11 +327,7 @@ impl Handle {
     /// # Panics
     /// If the future panics; and if the runtime shuts down before the future is ready.
     #[track_caller]
-    pub fn run<F>(&self, future: F) -> F::Output
-    where
-        F: Future + Send + 'static,
-        F::Output: Send + 'static,
-    {
+    pub fn run<F: Future<Output: Send> + Send + 'static>(&self, future: F) -> F::Output {
         let task = self.spawn(future);
         match self.block_on(task) {
             Ok(output) => output,
@@ -493,11 +469,7 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
 /// assert_eq!(answer, 42);
 /// ```
 #[track_caller]
-pub fn run<F>(future: F) -> F::Output
-where
-    F: Future + Send + 'static,
-    F::Output: Send + 'static,
-{
+pub fn run<F: Future<Output: Send> + Send + 'static>(future: F) -> F::Output {
     // Not by a closure: the caller's line would be lost.
     match Handle::try_current() {
         Some(handle) => handle.run(future),
@@ -521,11 +493,7 @@ where
 /// });
 /// ```
 #[track_caller]
-pub fn spawn<F>(future: F) -> JoinHandle<F::Output>
-where
-    F: Future + Send + 'static,
-    F::Output: Send + 'static,
-{
+pub fn spawn<F: Future<Output: Send> + Send + 'static>(future: F) -> JoinHandle<F::Output> {
     let at = Location::caller();
     with_sched(|sched| sched.map(|sched| sched.spawn(future, false, at))).unwrap_or_else(|| outside("spawn"))
 }
@@ -535,11 +503,7 @@ where
 /// # Panics
 /// Outside a runtime.
 #[track_caller]
-pub fn spawn_blocking<F, R>(f: F) -> JoinHandle<R>
-where
-    F: FnOnce() -> R + Send + 'static,
-    R: Send + 'static,
-{
+pub fn spawn_blocking<F: FnOnce() -> R + Send + 'static, R: Send + 'static>(f: F) -> JoinHandle<R> {
     let (task, at) = (BlockingTask::new(f), Location::caller());
     with_sched(|sched| sched.map(|sched| sched.spawn(task, true, at))).unwrap_or_else(|| outside("spawn_blocking"))
 }

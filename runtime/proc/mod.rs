@@ -177,16 +177,12 @@ impl Sched {
     }
 
     /// Spawns a task, or a closure of `spawn_blocking`.
-    pub(crate) fn spawn<F>(
+    pub(crate) fn spawn<F: Future<Output: Send> + Send + 'static>(
         self: &Arc<Self>,
         future: F,
         blocking: bool,
         at: &'static Location<'static>,
-    ) -> JoinHandle<F::Output>
-    where
-        F: Future + Send + 'static,
-        F::Output: Send + 'static,
-    {
+    ) -> JoinHandle<F::Output> {
         let shard = current(|m| m.and_then(|m| m.p.get())).unwrap_or(self.config.procs);
         let (g, handle) = task::spawn(future, self.clone(), shard as usize, at);
         match g {

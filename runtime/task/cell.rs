@@ -52,8 +52,7 @@ enum Stage<F: Future> {
 
 impl<F, S> Cell<F, S>
 where
-    F: Future + Send + 'static,
-    F::Output: Send + 'static,
+    F: Future<Output: Send> + Send + 'static,
     S: Schedule,
 {
     const VTABLE: Vtable = Vtable {

@@ -74,8 +74,7 @@ pub(crate) fn spawn<F, S>(
     spawned_at: &'static Location<'static>,
 ) -> (Option<G>, JoinHandle<F::Output>)
 where
-    F: Future + Send + 'static,
-    F::Output: Send + 'static,
+    F: Future<Output: Send> + Send + 'static,
     S: Schedule,
 {
     let info = TaskInfo { id: g::TaskId::next(), spawned_at };
