@@ -58,48 +58,31 @@ impl Dialer {
         Self::default()
     }
 
-    /// How long a dial may take, the resolver included: as long as the system lets it unless set. Of several
-    /// addresses, each gets an equal share of the time that is left, and at least 2 s of it.
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = Some(timeout);
-        self
-    }
+    setters! {
+        /// How long a dial may take, the resolver included: as long as the system lets it unless set. Of several
+        /// addresses, each gets an equal share of the time that is left, and at least 2 s of it.
+        fn timeout(timeout: Duration) { timeout = Some(timeout) }
 
-    /// When a dial must be done. If there is a [`timeout`](Self::timeout) too, the earlier counts.
-    pub fn deadline(mut self, deadline: Instant) -> Self {
-        self.deadline = Some(deadline);
-        self
-    }
+        /// When a dial must be done. If there is a [`timeout`](Self::timeout) too, the earlier counts.
+        fn deadline(deadline: Instant) { deadline = Some(deadline) }
 
-    /// The address to connect from; port 0 lets the system choose. Only addresses of its family are tried.
-    pub fn local_addr(mut self, addr: SocketAddr) -> Self {
-        self.local_addr = Some(addr);
-        self
-    }
+        /// The address to connect from; port 0 lets the system choose. Only addresses of its family are tried.
+        fn local_addr(addr: SocketAddr) { local_addr = Some(addr) }
 
-    /// After how long a silence the peer is probed: 15 s unless set; `None` for never. The kernel counts in seconds,
-    /// and at least one.
-    pub fn keepalive(mut self, after: Option<Duration>) -> Self {
-        self.keepalive = after;
-        self
-    }
+        /// After how long a silence the peer is probed: 15 s unless set; `None` for never. The kernel counts in
+        /// seconds, and at least one.
+        fn keepalive(after: Option<Duration>) { keepalive = after }
 
-    /// How long the addresses of the first one's family (IPv4 or IPv6) are tried alone, before those of the other are
-    /// tried beside them: 300 ms unless set; [`Duration::MAX`] for until those have all failed. (RFC 8305, "Happy
-    /// Eyeballs".)
-    pub fn fallback_delay(mut self, delay: Duration) -> Self {
-        self.fallback_delay = delay;
-        self
-    }
+        /// How long the addresses of the first one's family (IPv4 or IPv6) are tried alone, before those of the other
+        /// are tried beside them: 300 ms unless set; [`Duration::MAX`] for until those have all failed. (RFC 8305,
+        /// "Happy Eyeballs".)
+        fn fallback_delay(delay: Duration) { fallback_delay = delay }
 
-    /// Called with each socket and the address it is to connect to, when the other settings have been made and before
-    /// it is bound or connected. An error gives the address up.
-    pub fn control(
-        mut self,
-        hook: impl Fn(BorrowedFd<'_>, SocketAddr) -> io::Result<()> + Send + Sync + 'static,
-    ) -> Self {
-        self.control = Control::new(hook);
-        self
+        /// Called with each socket and the address it is to connect to, when the other settings have been made and
+        /// before it is bound or connected. An error gives the address up.
+        fn control(hook: impl Fn(BorrowedFd<'_>, SocketAddr) -> io::Result<()> + Send + Sync + 'static) {
+            control = Control::new(hook)
+        }
     }
 
     pub(crate) async fn connect<A: ToSocketAddrs>(&self, addr: A) -> io::Result<Fd<TcpStream>> {

@@ -61,48 +61,31 @@ impl ListenConfig {
         Self::default()
     }
 
-    /// How many connections may wait to be accepted. Unless set, as many as the system allows, which is what
-    /// `/proc/sys/net/core/somaxconn` says; it allows no more if told.
-    pub fn backlog(mut self, connections: u32) -> Self {
-        self.backlog = Some(connections);
-        self
-    }
+    setters! {
+        /// How many connections may wait to be accepted. Unless set, as many as the system allows, which is what
+        /// `/proc/sys/net/core/somaxconn` says; it allows no more if told.
+        fn backlog(connections: u32) { backlog = Some(connections) }
 
-    /// Whether the port can be listened on while connections of an older listener, which had this setting too, linger
-    /// (SO_REUSEADDR): yes unless set.
-    pub fn reuse_addr(mut self, reuse: bool) -> Self {
-        self.reuse_addr = reuse;
-        self
-    }
+        /// Whether the port can be listened on while connections of an older listener, which had this setting too,
+        /// linger (SO_REUSEADDR): yes unless set.
+        fn reuse_addr(reuse: bool) { reuse_addr = reuse }
 
-    /// Whether several listeners, all with this setting, may share the port (SO_REUSEPORT): no unless set.
-    pub fn reuse_port(mut self, reuse: bool) -> Self {
-        self.reuse_port = reuse;
-        self
-    }
+        /// Whether several listeners, all with this setting, may share the port (SO_REUSEPORT): no unless set.
+        fn reuse_port(reuse: bool) { reuse_port = reuse }
 
-    /// Whether a listener on `[::]` takes IPv6 connections only. Unless set it takes IPv4 ones too, whatever the
-    /// system's default is.
-    pub fn only_v6(mut self, only: bool) -> Self {
-        self.only_v6 = only;
-        self
-    }
+        /// Whether a listener on `[::]` takes IPv6 connections only. Unless set it takes IPv4 ones too, whatever the
+        /// system's default is.
+        fn only_v6(only: bool) { only_v6 = only }
 
-    /// After how long a silence the peer of an accepted connection is probed: 15 s unless set; `None` for never. The
-    /// kernel counts in seconds, and at least one.
-    pub fn keepalive(mut self, after: Option<Duration>) -> Self {
-        self.keepalive = after;
-        self
-    }
+        /// After how long a silence the peer of an accepted connection is probed: 15 s unless set; `None` for never.
+        /// The kernel counts in seconds, and at least one.
+        fn keepalive(after: Option<Duration>) { keepalive = after }
 
-    /// Called with each socket and the address it is for, when the other settings have been made and before it is
-    /// bound. An error gives the address up.
-    pub fn control(
-        mut self,
-        hook: impl Fn(BorrowedFd<'_>, SocketAddr) -> io::Result<()> + Send + Sync + 'static,
-    ) -> Self {
-        self.control = Control::new(hook);
-        self
+        /// Called with each socket and the address it is for, when the other settings have been made and before it is
+        /// bound. An error gives the address up.
+        fn control(hook: impl Fn(BorrowedFd<'_>, SocketAddr) -> io::Result<()> + Send + Sync + 'static) {
+            control = Control::new(hook)
+        }
     }
 
     /// The first of the addresses that can be listened on.
