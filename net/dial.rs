@@ -2,7 +2,7 @@
 
 use super::fd::Fd;
 use super::listen::{Control, KEEPALIVE, socket};
-use super::resolve::{ToSocketAddrs, named};
+use super::resolve::{ToSocketAddrs, named, no_address};
 use crate::runtime::poll_gate::{Side, Start};
 use crate::runtime::time::{timeout, timeout_at};
 use std::future::poll_fn;
@@ -133,7 +133,7 @@ impl Dialer {
         }
         Err(first.unwrap_or_else(|| {
             let from = self.local_addr.map_or(String::new(), |local| format!(" from {local}"));
-            io::Error::new(io::ErrorKind::InvalidInput, format!("there is no address to connect to{from}"))
+            no_address(&format!("connect to{from}"))
         }))
     }
 
@@ -210,21 +210,25 @@ async fn connected(fd: &Fd<TcpStream>) -> io::Result<()> {
     }
 }
 
-/// Go's TestDialerPartialDeadline.
 #[cfg(test)]
-#[test]
-fn shares_of_a_deadline() {
-    let (now, ms) = (Instant::now(), Duration::from_millis);
-    for (left, addrs, expected) in [
-        (12_000, 1, 12_000),
-        (12_000, 2, 6_000),
-        (12_000, 3, 4_000),
-        (12_000, 999, 2_000),
-        (1_900, 999, 1_900),
-        (1, 1, 1),
-        (0, 1, 0),
-    ] {
-        assert_eq!(share(now, now + ms(left), addrs), now + ms(expected));
+mod tests {
+    use super::*;
+
+    /// Go's TestDialerPartialDeadline.
+    #[test]
+    fn shares_of_a_deadline() {
+        let (now, ms) = (Instant::now(), Duration::from_millis);
+        for (left, addrs, expected) in [
+            (12_000, 1, 12_000),
+            (12_000, 2, 6_000),
+            (12_000, 3, 4_000),
+            (12_000, 999, 2_000),
+            (1_900, 999, 1_900),
+            (1, 1, 1),
+            (0, 1, 0),
+        ] {
+            assert_eq!(share(now, now + ms(left), addrs), now + ms(expected));
+        }
+        assert_eq!(share(now + ms(1), now, 1), now + ms(1));
     }
-    assert_eq!(share(now + ms(1), now, 1), now + ms(1));
 }

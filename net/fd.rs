@@ -3,6 +3,7 @@
 //! Go guards an FD with a lock and a reference count (fdMutex), since anyone may close it at any time. Here an operation
 //! borrows the `Fd`, so it cannot be closed under it.
 
+use super::sys::Received;
 use crate::runtime::budget;
 use crate::runtime::poll_gate::{Admission, Gate, Side, Start, Ticket, Waiter};
 use std::fmt;
@@ -23,8 +24,10 @@ pub struct Fd<T: AsFd> {
 
 /// What a system call's result says of the kernel's buffer.
 pub(crate) trait Transfer {
-    /// It moved less than it could have.
-    fn is_short(&self, asked: usize) -> bool;
+    /// It moved less than it could have. Something whole, such as a connection and its address, never shows that.
+    fn is_short(&self, _asked: usize) -> bool {
+        false
+    }
 }
 
 impl Transfer for usize {
@@ -33,6 +36,9 @@ impl Transfer for usize {
         (1..asked).contains(self)
     }
 }
+
+impl<A, B> Transfer for (A, B) {}
+impl<A> Transfer for Received<A> {}
 
 impl<T: AsFd> Fd<T> {
     /// Registers `io`, which must not block.

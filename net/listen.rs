@@ -2,8 +2,7 @@
 //! net/http's `Server.Serve`.
 
 use super::fd::Fd;
-use super::resolve::{ToSocketAddrs, named};
-use crate::runtime::poll_gate::{Side, Start};
+use crate::runtime::poll_gate::Side;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use std::fmt;
 use std::io;
@@ -88,19 +87,8 @@ impl ListenConfig {
         }
     }
 
-    /// The first of the addresses that can be listened on.
-    pub(crate) async fn open<A: ToSocketAddrs>(&self, addr: A) -> io::Result<Fd<TcpListener>> {
-        let mut last = io::Error::new(io::ErrorKind::InvalidInput, "there is no address to listen on");
-        for addr in addr.resolve().await? {
-            match self.listener(addr).and_then(register) {
-                Ok(fd) => return Ok(fd),
-                Err(error) => last = named(format_args!("cannot listen on {addr}"), error),
-            }
-        }
-        Err(last)
-    }
-
-    fn listener(&self, addr: SocketAddr) -> io::Result<TcpListener> {
+    /// A socket that listens on that address.
+    pub(crate) fn listener(&self, addr: SocketAddr) -> io::Result<TcpListener> {
         // Linux lets accepted sockets inherit what is set here, so that no accept pays for it.
         let socket = socket(addr, self.keepalive)?;
         socket.set_reuse_address(self.reuse_addr)?;
@@ -113,11 +101,6 @@ impl ListenConfig {
         socket.listen(self.backlog.map_or_else(max_backlog, |n| n.try_into().unwrap_or(i32::MAX)))?;
         Ok(socket.into())
     }
-}
-
-/// Puts a listener into the current runtime.
-pub(crate) fn register(listener: TcpListener) -> io::Result<Fd<TcpListener>> {
-    Fd::new(listener, Start::Try, Start::Nil, false)
 }
 
 /// A TCP socket as both ends make it: not blocking, no delay, keepalive.

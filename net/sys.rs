@@ -19,7 +19,7 @@ pub(crate) fn one_call<B: Deref<Target = [u8]>>(bufs: &[B]) -> (&[B], usize) {
 }
 
 /// Turns a system call's -1 into the error it left behind.
-fn check(result: isize) -> io::Result<usize> {
+pub(crate) fn check(result: isize) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 
@@ -60,10 +60,9 @@ impl Addr for SocketAddr {
 
 impl Addr for UnixAddr {
     fn of(addr: &SockAddr) -> Option<Self> {
-        let named = addr.as_pathname().map(UnixAddr::from_pathname);
-        let named = named.or_else(|| addr.as_abstract_namespace().map(UnixAddr::from_abstract_name));
+        let abstract_name = addr.as_abstract_namespace().map(UnixAddr::from_abstract_name);
         // A sender without a name comes without a family too.
-        named.unwrap_or_else(|| UnixAddr::from_pathname("")).ok()
+        addr.as_unix().or_else(|| abstract_name.unwrap_or_else(|| UnixAddr::from_pathname("")).ok())
     }
 }
 
