@@ -227,7 +227,7 @@ thread_local! {
 
 /// A way into a runtime, from any thread. It does not keep the runtime running: once that is shut down, what is
 /// spawned is cancelled.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Handle {
     sched: Arc<Sched>,
 }
@@ -357,12 +357,6 @@ fn poll_here<F: Future>(future: F) -> F::Output {
     }
 }
 
-impl fmt::Debug for Handle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Handle").field("sched", &self.sched).finish()
-    }
-}
-
 impl futures_task::Spawn for Handle {
     fn spawn_obj(&self, future: futures_task::FutureObj<'static, ()>) -> Result<(), futures_task::SpawnError> {
         self.status()?;
@@ -376,6 +370,7 @@ impl futures_task::Spawn for Handle {
 }
 
 /// See [`Handle::enter`].
+#[derive(Debug)]
 #[must_use = "the runtime is left again when the guard is dropped"]
 pub struct EnterGuard<'a> {
     before: Option<Handle>,
@@ -388,12 +383,6 @@ impl Drop for EnterGuard<'_> {
     fn drop(&mut self) {
         let mine = ENTERED.replace(ManuallyDrop::new(self.before.take()));
         drop(ManuallyDrop::into_inner(mine));
-    }
-}
-
-impl fmt::Debug for EnterGuard<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EnterGuard").finish_non_exhaustive()
     }
 }
 
