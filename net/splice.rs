@@ -121,11 +121,11 @@ impl Drop for Pipe {
 fn new_pipe() -> io::Result<[OwnedFd; 2]> {
     let mut fds = [0; 2];
     // SAFETY: there is room for both descriptors.
-    check(unsafe { libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC | libc::O_NONBLOCK) } as isize)?;
+    check(unsafe { libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC | libc::O_NONBLOCK) })?;
     // SAFETY: pipe2 has just made them, so they are ours alone.
     let ends = fds.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
     // SAFETY: takes no pointers.
-    check(unsafe { libc::fcntl(fds[1], libc::F_SETPIPE_SZ, PIPE_SIZE as libc::c_int) } as isize)?;
+    check(unsafe { libc::fcntl(fds[1], libc::F_SETPIPE_SZ, PIPE_SIZE as libc::c_int) })?;
     Ok(ends)
 }
 

@@ -18,7 +18,7 @@ use super::queue::{Global, Local, Remote};
 use super::sync::AtomicPtr;
 use super::task::{self, G, JoinHandle, OwnedTasks, TaskInfo};
 use super::timer::{Inserted, Key, Timers, What};
-use super::wake_list::{WakeList, caught};
+use super::wake_list::WakeList;
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -270,7 +270,7 @@ impl Sched {
     /// Runs a hook; a panic in it is its own affair (trap S23).
     pub(crate) fn hook(hook: &Option<Box<dyn Fn() + Send + Sync>>) {
         if let Some(hook) = hook {
-            caught(hook);
+            task::quietly(hook);
         }
     }
 
@@ -409,10 +409,8 @@ impl task::Schedule for Sched {
         match &self.config.on_task_panic {
             Some(hook) => hook(info, &*payload),
             None => {
-                let text = payload.downcast_ref::<&str>().copied();
-                let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-                let (id, at) = (info.id(), info.spawned_at());
-                eprintln!("gopark: task {id}, spawned at {at}, panicked: {}", text.unwrap_or("(no text)"));
+                let text = task::panic_text(&*payload).unwrap_or("(no text)");
+                eprintln!("gopark: task {}, spawned at {}, panicked: {text}", info.id(), info.spawned_at());
             }
         }
     }
