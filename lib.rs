@@ -47,6 +47,18 @@ compile_error!(
 #[cfg(all(target_os = "linux", not(target_pointer_width = "64")))]
 compile_error!("gopark is made for 64-bit Linux: on 32 bits the kernel's time has another layout.");
 
+/// A builder's setters, each of one field.
+#[cfg(not(gopark_loom))]
+macro_rules! setters {
+    ($($(#[$doc:meta])* fn $name:ident($arg:ident: $t:ty) { $($field:ident).+ = $value:expr })*) => {$(
+        $(#[$doc])*
+        pub fn $name(mut self, $arg: $t) -> Self {
+            self.$($field).+ = $value;
+            self
+        }
+    )*};
+}
+
 #[cfg(not(gopark_loom))]
 pub mod net;
 mod runtime;

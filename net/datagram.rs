@@ -121,10 +121,6 @@ macro_rules! datagram {
                 Ok($t { fd: Fd::new(socket, Start::Try, Start::Try, false)? })
             }
 
-            fn release(self) -> <Self as HasFd>::Io {
-                self.fd.into_inner()
-            }
-
             forward! {
                 /// This end's address.
                 fn local_addr() -> $addr;

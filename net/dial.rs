@@ -2,7 +2,7 @@
 
 use super::fd::Fd;
 use super::listen::{Control, KEEPALIVE, socket};
-use super::resolve::{ToSocketAddrs, named};
+use super::resolve::{ToSocketAddrs, named, no_address};
 use crate::runtime::poll_gate::{Side, Start};
 use crate::runtime::time::{timeout, timeout_at};
 use std::future::poll_fn;
@@ -58,48 +58,31 @@ impl Dialer {
         Self::default()
     }
 
-    /// How long a dial may take, the resolver included: as long as the system lets it unless set. Of several
-    /// addresses, each gets an equal share of the time that is left, and at least 2 s of it.
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = Some(timeout);
-        self
-    }
+    setters! {
+        /// How long a dial may take, the resolver included: as long as the system lets it unless set. Of several
+        /// addresses, each gets an equal share of the time that is left, and at least 2 s of it.
+        fn timeout(timeout: Duration) { timeout = Some(timeout) }
 
-    /// When a dial must be done. If there is a [`timeout`](Self::timeout) too, the earlier counts.
-    pub fn deadline(mut self, deadline: Instant) -> Self {
-        self.deadline = Some(deadline);
-        self
-    }
+        /// When a dial must be done. If there is a [`timeout`](Self::timeout) too, the earlier counts.
+        fn deadline(deadline: Instant) { deadline = Some(deadline) }
 
-    /// The address to connect from; port 0 lets the system choose. Only addresses of its family are tried.
-    pub fn local_addr(mut self, addr: SocketAddr) -> Self {
-        self.local_addr = Some(addr);
-        self
-    }
+        /// The address to connect from; port 0 lets the system choose. Only addresses of its family are tried.
+        fn local_addr(addr: SocketAddr) { local_addr = Some(addr) }
 
-    /// After how long a silence the peer is probed: 15 s unless set; `None` for never. The kernel counts in seconds,
-    /// and at least one.
-    pub fn keepalive(mut self, after: Option<Duration>) -> Self {
-        self.keepalive = after;
-        self
-    }
+        /// After how long a silence the peer is probed: 15 s unless set; `None` for never. The kernel counts in
+        /// seconds, and at least one.
+        fn keepalive(after: Option<Duration>) { keepalive = after }
 
-    /// How long the addresses of the first one's family (IPv4 or IPv6) are tried alone, before those of the other are
-    /// tried beside them: 300 ms unless set; [`Duration::MAX`] for until those have all failed. (RFC 8305, "Happy
-    /// Eyeballs".)
-    pub fn fallback_delay(mut self, delay: Duration) -> Self {
-        self.fallback_delay = delay;
-        self
-    }
+        /// How long the addresses of the first one's family (IPv4 or IPv6) are tried alone, before those of the other
+        /// are tried beside them: 300 ms unless set; [`Duration::MAX`] for until those have all failed. (RFC 8305,
+        /// "Happy Eyeballs".)
+        fn fallback_delay(delay: Duration) { fallback_delay = delay }
 
-    /// Called with each socket and the address it is to connect to, when the other settings have been made and before
-    /// it is bound or connected. An error gives the address up.
-    pub fn control(
-        mut self,
-        hook: impl Fn(BorrowedFd<'_>, SocketAddr) -> io::Result<()> + Send + Sync + 'static,
-    ) -> Self {
-        self.control = Control::new(hook);
-        self
+        /// Called with each socket and the address it is to connect to, when the other settings have been made and
+        /// before it is bound or connected. An error gives the address up.
+        fn control(hook: impl Fn(BorrowedFd<'_>, SocketAddr) -> io::Result<()> + Send + Sync + 'static) {
+            control = Control::new(hook)
+        }
     }
 
     pub(crate) async fn connect<A: ToSocketAddrs>(&self, addr: A) -> io::Result<Fd<TcpStream>> {
@@ -150,7 +133,7 @@ impl Dialer {
         }
         Err(first.unwrap_or_else(|| {
             let from = self.local_addr.map_or(String::new(), |local| format!(" from {local}"));
-            io::Error::new(io::ErrorKind::InvalidInput, format!("there is no address to connect to{from}"))
+            no_address(&format!("connect to{from}"))
         }))
     }
 
@@ -227,21 +210,25 @@ async fn connected(fd: &Fd<TcpStream>) -> io::Result<()> {
     }
 }
 
-/// Go's TestDialerPartialDeadline.
 #[cfg(test)]
-#[test]
-fn shares_of_a_deadline() {
-    let (now, ms) = (Instant::now(), Duration::from_millis);
-    for (left, addrs, expected) in [
-        (12_000, 1, 12_000),
-        (12_000, 2, 6_000),
-        (12_000, 3, 4_000),
-        (12_000, 999, 2_000),
-        (1_900, 999, 1_900),
-        (1, 1, 1),
-        (0, 1, 0),
-    ] {
-        assert_eq!(share(now, now + ms(left), addrs), now + ms(expected));
+mod tests {
+    use super::*;
+
+    /// Go's TestDialerPartialDeadline.
+    #[test]
+    fn shares_of_a_deadline() {
+        let (now, ms) = (Instant::now(), Duration::from_millis);
+        for (left, addrs, expected) in [
+            (12_000, 1, 12_000),
+            (12_000, 2, 6_000),
+            (12_000, 3, 4_000),
+            (12_000, 999, 2_000),
+            (1_900, 999, 1_900),
+            (1, 1, 1),
+            (0, 1, 0),
+        ] {
+            assert_eq!(share(now, now + ms(left), addrs), now + ms(expected));
+        }
+        assert_eq!(share(now + ms(1), now, 1), now + ms(1));
     }
-    assert_eq!(share(now + ms(1), now, 1), now + ms(1));
 }

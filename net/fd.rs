@@ -3,8 +3,9 @@
 //! Go guards an FD with a lock and a reference count (fdMutex), since anyone may close it at any time. Here an operation
 //! borrows the `Fd`, so it cannot be closed under it.
 
+use super::sys::Received;
 use crate::runtime::budget;
-use crate::runtime::poll_gate::{Admission, Gate, Side, Start, Ticket, Waiter};
+use crate::runtime::poll_gate::{Begin, Gate, Side, Start, Ticket, Waiter};
 use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
@@ -23,8 +24,10 @@ pub struct Fd<T: AsFd> {
 
 /// What a system call's result says of the kernel's buffer.
 pub(crate) trait Transfer {
-    /// It moved less than it could have.
-    fn is_short(&self, asked: usize) -> bool;
+    /// It moved less than it could have. Something whole, such as a connection and its address, never shows that.
+    fn is_short(&self, _asked: usize) -> bool {
+        false
+    }
 }
 
 impl Transfer for usize {
@@ -33,6 +36,9 @@ impl Transfer for usize {
         (1..asked).contains(self)
     }
 }
+
+impl<A, B> Transfer for (A, B) {}
+impl<A> Transfer for Received<A> {}
 
 impl<T: AsFd> Fd<T> {
     /// Registers `io`, which must not block.
@@ -109,9 +115,9 @@ impl<T: AsFd> Fd<T> {
         op: &mut impl FnMut(&T) -> io::Result<R>,
     ) -> io::Result<Option<R>> {
         let cut = match self.gate.begin(side) {
-            Admission::Go { cut } => cut,
-            Admission::Wait => return Ok(None),
-            Admission::No(error) => return Err(error),
+            Begin::Go { cut } => cut,
+            Begin::Nil => return Ok(None),
+            Begin::Shut(shut) => return Err(shut.into()),
         };
         let left = Left { gate: &self.gate, side };
         loop {
@@ -139,12 +145,12 @@ impl<T: AsFd> Fd<T> {
         asked: usize,
         op: F,
     ) -> Io<'_, T, F> {
-        Io { fd: self, side, ticket: 0, asked, op }
+        Io { wait: Wait { fd: self, side, ticket: 0 }, asked, op }
     }
 
     /// Waits until an operation is worth trying. Only observes.
     pub(crate) fn ready(&self, side: Side) -> Readiness<'_, T> {
-        Readiness { fd: self, side, ticket: 0 }
+        Readiness(Wait { fd: self, side, ticket: 0 })
     }
 
     /// What `ready` saw was spurious: the next edge counts.
@@ -155,19 +161,19 @@ impl<T: AsFd> Fd<T> {
 
     /// Takes the lock of `write_all`.
     pub(crate) async fn lock_writes(&self) -> io::Result<WriteLock<'_, T>> {
-        std::future::poll_fn({
-            let mut ticket = TicketGuard { fd: self, side: Side::WriteLock, ticket: 0 };
-            move |cx| loop {
-                // The whole guard: a closure would otherwise capture a copy of the number in it, and the guard stay outside.
-                let ticket = &mut ticket;
+        let mut wait = Wait { fd: self, side: Side::WriteLock, ticket: 0 };
+        std::future::poll_fn(move |cx| {
+            // The whole of it: the closure would otherwise capture a copy of the number in it, and the rest stay outside.
+            let wait = &mut wait;
+            loop {
                 match self.gate.begin(Side::WriteLock) {
-                    Admission::Go { .. } => {
-                        self.gate.leave(Side::WriteLock, &mut ticket.ticket, false);
+                    Begin::Go { .. } => {
+                        self.gate.leave(Side::WriteLock, &mut wait.ticket, false);
                         return Poll::Ready(Ok(WriteLock { fd: self }));
                     }
-                    Admission::No(error) => return Poll::Ready(Err(error)),
-                    Admission::Wait => {
-                        if self.gate.arm(Side::WriteLock, Waiter::Op(&mut ticket.ticket), cx.waker(), true) {
+                    Begin::Shut(shut) => return Poll::Ready(Err(shut.into())),
+                    Begin::Nil => {
+                        if self.gate.arm(Side::WriteLock, Waiter::Op(&mut wait.ticket), cx.waker(), true) {
                             return Poll::Pending;
                         }
                     }
@@ -204,11 +210,22 @@ impl<T: AsFd + fmt::Debug> fmt::Debug for Fd<T> {
     }
 }
 
-/// See [`Fd::io_op`]. Cancel-safe: what a system call moved is always returned by the poll that made it.
-pub(crate) struct Io<'a, T: AsFd, F> {
+/// An operation's place among those that wait on one side. Dropping it leaves that.
+struct Wait<'a, T: AsFd> {
     fd: &'a Fd<T>,
     side: Side,
     ticket: Ticket,
+}
+
+impl<T: AsFd> Drop for Wait<'_, T> {
+    fn drop(&mut self) {
+        self.fd.gate.leave(self.side, &mut self.ticket, true);
+    }
+}
+
+/// See [`Fd::io_op`]. Cancel-safe: what a system call moved is always returned by the poll that made it.
+pub(crate) struct Io<'a, T: AsFd, F> {
+    wait: Wait<'a, T>,
     asked: usize,
     op: F,
 }
@@ -220,59 +237,30 @@ impl<T: AsFd, R: Transfer, F: FnMut(&T) -> io::Result<R>> Future for Io<'_, T, F
     type Output = io::Result<R>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<R>> {
-        let this = &mut *self;
-        this.fd.poll_io(this.side, cx, Some(&mut this.ticket), this.asked, &mut this.op)
-    }
-}
-
-impl<T: AsFd, F> Drop for Io<'_, T, F> {
-    fn drop(&mut self) {
-        self.fd.gate.leave(self.side, &mut self.ticket, true);
+        let Io { wait, asked, op } = &mut *self;
+        wait.fd.poll_io(wait.side, cx, Some(&mut wait.ticket), *asked, op)
     }
 }
 
 /// See [`Fd::ready`].
-pub(crate) struct Readiness<'a, T: AsFd> {
-    fd: &'a Fd<T>,
-    side: Side,
-    ticket: Ticket,
-}
+pub(crate) struct Readiness<'a, T: AsFd>(Wait<'a, T>);
 
 impl<T: AsFd> Future for Readiness<'_, T> {
     type Output = io::Result<()>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(budget::poll_take(cx));
-        let this = &mut *self;
-        let gate = &this.fd.gate;
+        let Wait { fd, side, ticket } = &mut self.0;
         loop {
-            if gate.ready(this.side)? {
+            if fd.gate.ready(*side)? {
                 // What it saw is left for all: the next waiter has its turn.
-                gate.leave(this.side, &mut this.ticket, true);
+                fd.gate.leave(*side, ticket, true);
                 return Poll::Ready(Ok(()));
             }
-            if gate.arm(this.side, Waiter::Op(&mut this.ticket), cx.waker(), false) {
+            if fd.gate.arm(*side, Waiter::Op(ticket), cx.waker(), false) {
                 return Poll::Pending;
             }
         }
-    }
-}
-
-impl<T: AsFd> Drop for Readiness<'_, T> {
-    fn drop(&mut self) {
-        self.fd.gate.leave(self.side, &mut self.ticket, true);
-    }
-}
-
-struct TicketGuard<'a, T: AsFd> {
-    fd: &'a Fd<T>,
-    side: Side,
-    ticket: Ticket,
-}
-
-impl<T: AsFd> Drop for TicketGuard<'_, T> {
-    fn drop(&mut self) {
-        self.fd.gate.leave(self.side, &mut self.ticket, true);
     }
 }
 

@@ -2,8 +2,7 @@
 //! net/http's `Server.Serve`.
 
 use super::fd::Fd;
-use super::resolve::{ToSocketAddrs, named};
-use crate::runtime::poll_gate::{Side, Start};
+use crate::runtime::poll_gate::Side;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use std::fmt;
 use std::io;
@@ -61,63 +60,35 @@ impl ListenConfig {
         Self::default()
     }
 
-    /// How many connections may wait to be accepted. Unless set, as many as the system allows, which is what
-    /// `/proc/sys/net/core/somaxconn` says; it allows no more if told.
-    pub fn backlog(mut self, connections: u32) -> Self {
-        self.backlog = Some(connections);
-        self
-    }
+    setters! {
+        /// How many connections may wait to be accepted. Unless set, as many as the system allows, which is what
+        /// `/proc/sys/net/core/somaxconn` says; it allows no more if told.
+        fn backlog(connections: u32) { backlog = Some(connections) }
 
-    /// Whether the port can be listened on while connections of an older listener, which had this setting too, linger
-    /// (SO_REUSEADDR): yes unless set.
-    pub fn reuse_addr(mut self, reuse: bool) -> Self {
-        self.reuse_addr = reuse;
-        self
-    }
+        /// Whether the port can be listened on while connections of an older listener, which had this setting too,
+        /// linger (SO_REUSEADDR): yes unless set.
+        fn reuse_addr(reuse: bool) { reuse_addr = reuse }
 
-    /// Whether several listeners, all with this setting, may share the port (SO_REUSEPORT): no unless set.
-    pub fn reuse_port(mut self, reuse: bool) -> Self {
-        self.reuse_port = reuse;
-        self
-    }
+        /// Whether several listeners, all with this setting, may share the port (SO_REUSEPORT): no unless set.
+        fn reuse_port(reuse: bool) { reuse_port = reuse }
 
-    /// Whether a listener on `[::]` takes IPv6 connections only. Unless set it takes IPv4 ones too, whatever the
-    /// system's default is.
-    pub fn only_v6(mut self, only: bool) -> Self {
-        self.only_v6 = only;
-        self
-    }
+        /// Whether a listener on `[::]` takes IPv6 connections only. Unless set it takes IPv4 ones too, whatever the
+        /// system's default is.
+        fn only_v6(only: bool) { only_v6 = only }
 
-    /// After how long a silence the peer of an accepted connection is probed: 15 s unless set; `None` for never. The
-    /// kernel counts in seconds, and at least one.
-    pub fn keepalive(mut self, after: Option<Duration>) -> Self {
-        self.keepalive = after;
-        self
-    }
+        /// After how long a silence the peer of an accepted connection is probed: 15 s unless set; `None` for never.
+        /// The kernel counts in seconds, and at least one.
+        fn keepalive(after: Option<Duration>) { keepalive = after }
 
-    /// Called with each socket and the address it is for, when the other settings have been made and before it is
-    /// bound. An error gives the address up.
-    pub fn control(
-        mut self,
-        hook: impl Fn(BorrowedFd<'_>, SocketAddr) -> io::Result<()> + Send + Sync + 'static,
-    ) -> Self {
-        self.control = Control::new(hook);
-        self
-    }
-
-    /// The first of the addresses that can be listened on.
-    pub(crate) async fn open<A: ToSocketAddrs>(&self, addr: A) -> io::Result<Fd<TcpListener>> {
-        let mut last = io::Error::new(io::ErrorKind::InvalidInput, "there is no address to listen on");
-        for addr in addr.resolve().await? {
-            match self.listener(addr).and_then(register) {
-                Ok(fd) => return Ok(fd),
-                Err(error) => last = named(format_args!("cannot listen on {addr}"), error),
-            }
+        /// Called with each socket and the address it is for, when the other settings have been made and before it is
+        /// bound. An error gives the address up.
+        fn control(hook: impl Fn(BorrowedFd<'_>, SocketAddr) -> io::Result<()> + Send + Sync + 'static) {
+            control = Control::new(hook)
         }
-        Err(last)
     }
 
-    fn listener(&self, addr: SocketAddr) -> io::Result<TcpListener> {
+    /// A socket that listens on that address.
+    pub(crate) fn listener(&self, addr: SocketAddr) -> io::Result<TcpListener> {
         // Linux lets accepted sockets inherit what is set here, so that no accept pays for it.
         let socket = socket(addr, self.keepalive)?;
         socket.set_reuse_address(self.reuse_addr)?;
@@ -130,11 +101,6 @@ impl ListenConfig {
         socket.listen(self.backlog.map_or_else(max_backlog, |n| n.try_into().unwrap_or(i32::MAX)))?;
         Ok(socket.into())
     }
-}
-
-/// Puts a listener into the current runtime.
-pub(crate) fn register(listener: TcpListener) -> io::Result<Fd<TcpListener>> {
-    Fd::new(listener, Start::Try, Start::Nil, false)
 }
 
 /// A TCP socket as both ends make it: not blocking, no delay, keepalive.

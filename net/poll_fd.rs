@@ -1,7 +1,7 @@
 //! Any other descriptor that epoll takes: Go's `os.NewFile` of one that does not block.
 
 use super::fd::Fd;
-use super::socket::{HasFd, both_sides, read_side, write_side};
+use super::socket::{HasFd, both_sides, has_fd, read_side, write_side};
 use crate::runtime::poll_gate::{Side, Start};
 use socket2::SockRef;
 use std::io;
@@ -30,6 +30,8 @@ use std::time::Instant;
 pub struct PollFd<T: AsFd> {
     fd: Fd<T>,
 }
+
+has_fd!(impl[T: AsFd] PollFd<T>: T);
 
 impl<T: AsFd> PollFd<T> {
     /// Takes over a descriptor, and sets it to not block. That is a property of the open file: whoever else has it open,
@@ -111,25 +113,5 @@ impl<T: AsFd> PollFd<T> {
     /// Gives the descriptor back. It still does not block.
     pub fn into_inner(self) -> T {
         self.fd.into_inner()
-    }
-}
-
-impl<T: AsFd> HasFd for PollFd<T> {
-    type Io = T;
-
-    fn fd(&self) -> &Fd<T> {
-        &self.fd
-    }
-}
-
-impl<T: AsFd> AsFd for PollFd<T> {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.io().as_fd()
-    }
-}
-
-impl<T: AsFd> AsRawFd for PollFd<T> {
-    fn as_raw_fd(&self) -> RawFd {
-        self.as_fd().as_raw_fd()
     }
 }

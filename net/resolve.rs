@@ -44,9 +44,29 @@ where
     A: StdToSocketAddrs<Iter = std::vec::IntoIter<SocketAddr>> + Send + 'static,
 {
     match spawn_blocking(move || addr.to_socket_addrs()).await {
-        Ok(addrs) => addrs.map(sealed::Addrs::Many),
+        Ok(addrs) => addrs.map(|addrs| None.into_iter().chain(addrs)),
         Err(error) => Err(io::Error::other(error)),
     }
+}
+
+/// What can be done with the first of the addresses with which it can be done. The error is the last one's.
+pub(crate) async fn first<R>(
+    addr: impl ToSocketAddrs,
+    what: &str,
+    f: impl Fn(SocketAddr) -> io::Result<R>,
+) -> io::Result<R> {
+    let mut last = no_address(what);
+    for addr in addr.resolve().await? {
+        match f(addr) {
+            Err(error) => last = named(format_args!("cannot {what} {addr}"), error),
+            done => return done,
+        }
+    }
+    Err(last)
+}
+
+pub(crate) fn no_address(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, format!("there is no address to {what}"))
 }
 
 /// Says what failed, with the address. Kind and source are the error's own.
@@ -78,29 +98,14 @@ impl std::error::Error for Named {
 
 mod sealed {
     use super::*;
+    use std::iter::Chain;
+    use std::{option, vec};
 
-    /// One address, or several.
-    #[derive(Debug, Clone)]
-    pub enum Addrs {
-        One(std::option::IntoIter<SocketAddr>),
-        Many(std::vec::IntoIter<SocketAddr>),
-    }
+    /// One address, which needs no memory, and then more.
+    pub(super) type Addrs = Chain<option::IntoIter<SocketAddr>, vec::IntoIter<SocketAddr>>;
 
-    impl Addrs {
-        fn one(addr: impl Into<SocketAddr>) -> Self {
-            Addrs::One(Some(addr.into()).into_iter())
-        }
-    }
-
-    impl Iterator for Addrs {
-        type Item = SocketAddr;
-
-        fn next(&mut self) -> Option<SocketAddr> {
-            match self {
-                Addrs::One(one) => one.next(),
-                Addrs::Many(many) => many.next(),
-            }
-        }
+    fn one(addr: impl Into<SocketAddr>) -> Addrs {
+        Some(addr.into()).into_iter().chain(Vec::new())
     }
 
     pub trait Resolve {
@@ -111,7 +116,7 @@ mod sealed {
         ($($t:ty),*) => {$(
             impl Resolve for $t {
                 fn resolve(&self) -> impl Future<Output = io::Result<Addrs>> + Send {
-                    std::future::ready(Ok(Addrs::one(*self)))
+                    std::future::ready(Ok(one(*self)))
                 }
             }
         )*};
@@ -123,7 +128,7 @@ mod sealed {
         async fn resolve(&self) -> io::Result<Addrs> {
             let (host, port) = *self;
             match host.parse::<IpAddr>() {
-                Ok(ip) => Ok(Addrs::one((ip, port))),
+                Ok(ip) => Ok(one((ip, port))),
                 Err(_) => ask((host.to_owned(), port)).await,
             }
         }
@@ -139,7 +144,7 @@ mod sealed {
     impl Resolve for str {
         async fn resolve(&self) -> io::Result<Addrs> {
             match self.parse::<SocketAddr>() {
-                Ok(addr) => Ok(Addrs::one(addr)),
+                Ok(addr) => Ok(one(addr)),
                 Err(_) => ask(self.to_owned()).await,
             }
         }
@@ -153,7 +158,7 @@ mod sealed {
 
     impl Resolve for [SocketAddr] {
         fn resolve(&self) -> impl Future<Output = io::Result<Addrs>> + Send {
-            std::future::ready(Ok(Addrs::Many(Vec::from(self).into_iter())))
+            std::future::ready(Ok(None.into_iter().chain(Vec::from(self))))
         }
     }
 

@@ -1,7 +1,6 @@
 //! What all sockets share. Macros where it is public: to the outside, each socket is a type of its own.
 
-use super::fd::{Fd, Transfer};
-use super::sys::Received;
+use super::fd::Fd;
 use socket2::SockRef;
 use std::net::Shutdown;
 use std::os::fd::AsFd;
@@ -16,20 +15,6 @@ pub trait HasFd {
     fn fd(&self) -> &Fd<Self::Io>;
 }
 
-/// Something whole: a connection and its address, say. It never shows that the kernel was drained.
-impl<A, B> Transfer for (A, B) {
-    fn is_short(&self, _asked: usize) -> bool {
-        false
-    }
-}
-
-/// Likewise.
-impl<A> Transfer for Received<A> {
-    fn is_short(&self, _asked: usize) -> bool {
-        false
-    }
-}
-
 /// Refuses operations from now on, wakes whoever waits, and tells the kernel, so that the peer hears of it at once.
 pub(crate) fn close(fd: &Fd<impl AsFd>) {
     fd.unblock();
@@ -37,29 +22,35 @@ pub(crate) fn close(fd: &Fd<impl AsFd>) {
     let _ = SockRef::from(fd.io()).shutdown(Shutdown::Both);
 }
 
-/// What a socket has because it owns an `Fd` of std's type. It has to say how it is made of std's (`register`) and how
-/// it is turned into std's (`release`).
-macro_rules! owner {
-    ($t:ident: $std:ty) => {
-        impl HasFd for $t {
-            type Io = $std;
+/// An `Fd` in a field of that name.
+macro_rules! has_fd {
+    (impl[$($g:tt)*] $t:ty: $io:ty) => {
+        impl<$($g)*> HasFd for $t {
+            type Io = $io;
 
-            fn fd(&self) -> &Fd<$std> {
+            fn fd(&self) -> &Fd<$io> {
                 &self.fd
             }
         }
 
-        impl AsFd for $t {
+        impl<$($g)*> AsFd for $t {
             fn as_fd(&self) -> BorrowedFd<'_> {
                 self.fd.io().as_fd()
             }
         }
 
-        impl AsRawFd for $t {
+        impl<$($g)*> AsRawFd for $t {
             fn as_raw_fd(&self) -> RawFd {
-                self.fd.io().as_raw_fd()
+                self.as_fd().as_raw_fd()
             }
         }
+    };
+}
+
+/// What a socket has because it owns an `Fd` of std's type. It has to say how it is made of std's (`register`).
+macro_rules! owner {
+    ($t:ident: $std:ty $(, before into_std: $release:path)?) => {
+        has_fd!(impl[] $t: $std);
 
         impl $t {
             /// Takes over a socket of std's.
@@ -79,7 +70,8 @@ macro_rules! owner {
             /// # Errors
             /// None today.
             pub fn into_std(self) -> io::Result<$std> {
-                Ok(self.release())
+                $($release(&self);)?
+                Ok(self.fd.into_inner())
             }
         }
     };
@@ -164,4 +156,4 @@ macro_rules! both_sides {
     };
 }
 
-pub(crate) use {both_sides, forward, owner, read_side, write_side};
+pub(crate) use {both_sides, forward, has_fd, owner, read_side, write_side};

@@ -1,6 +1,6 @@
 //! splice(2), sendfile(2), and the pipes that splice(2) needs: Go's internal/poll/splice_linux.go and sendfile_unix.go.
 
-use super::sys;
+use super::sys::{self, check};
 use socket2::{SockRef, Type};
 use std::fs::File;
 use std::io;
@@ -121,11 +121,11 @@ impl Drop for Pipe {
 fn new_pipe() -> io::Result<[OwnedFd; 2]> {
     let mut fds = [0; 2];
     // SAFETY: there is room for both descriptors.
-    check(unsafe { libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC | libc::O_NONBLOCK) } as isize)?;
+    check(unsafe { libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC | libc::O_NONBLOCK) })?;
     // SAFETY: pipe2 has just made them, so they are ours alone.
     let ends = fds.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
     // SAFETY: takes no pointers.
-    check(unsafe { libc::fcntl(fds[1], libc::F_SETPIPE_SZ, PIPE_SIZE as libc::c_int) } as isize)?;
+    check(unsafe { libc::fcntl(fds[1], libc::F_SETPIPE_SZ, PIPE_SIZE as libc::c_int) })?;
     Ok(ends)
 }
 
@@ -201,10 +201,6 @@ fn without_sigpipe(asked: usize, call: impl FnOnce() -> isize) -> io::Result<usi
         libc::pthread_sigmask(libc::SIG_SETMASK, old.as_ptr(), ptr::null_mut());
     }
     result
-}
-
-fn check(result: isize) -> io::Result<usize> {
-    usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 
 /// Whether the error says that the call is not for these descriptors, or not allowed here at all.

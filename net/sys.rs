@@ -19,8 +19,8 @@ pub(crate) fn one_call<B: Deref<Target = [u8]>>(bufs: &[B]) -> (&[B], usize) {
 }
 
 /// Turns a system call's -1 into the error it left behind.
-fn check(result: isize) -> io::Result<usize> {
-    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+pub(crate) fn check(result: impl TryInto<usize>) -> io::Result<usize> {
+    result.try_into().map_err(|_| io::Error::last_os_error())
 }
 
 /// recv(2), on any kind of socket.
@@ -60,10 +60,9 @@ impl Addr for SocketAddr {
 
 impl Addr for UnixAddr {
     fn of(addr: &SockAddr) -> Option<Self> {
-        let named = addr.as_pathname().map(UnixAddr::from_pathname);
-        let named = named.or_else(|| addr.as_abstract_namespace().map(UnixAddr::from_abstract_name));
+        let abstract_name = addr.as_abstract_namespace().map(UnixAddr::from_abstract_name);
         // A sender without a name comes without a family too.
-        named.unwrap_or_else(|| UnixAddr::from_pathname("")).ok()
+        addr.as_unix().or_else(|| abstract_name.unwrap_or_else(|| UnixAddr::from_pathname("")).ok())
     }
 }
 
@@ -79,7 +78,7 @@ pub(crate) fn accept<S: From<OwnedFd>, A: Addr>(listener: &impl AsFd) -> io::Res
         SockAddr::try_init(|addr, len| {
             let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
             fd = libc::accept4(listener.as_fd().as_raw_fd(), addr.cast(), len, flags);
-            check(fd as isize).map(drop)
+            check(fd).map(drop)
         })?
     };
     // SAFETY: accept4 has just made it, so it is ours alone.
@@ -155,7 +154,7 @@ pub(crate) fn recv_many<A: Addr>(
     let len = bufs.len().min(DATAGRAMS) as libc::c_uint;
     let (fd, headers_ptr) = (socket.as_fd().as_raw_fd(), headers.as_mut_ptr());
     // SAFETY: each of the first `len` headers has a name and a buffer that are exclusively ours.
-    let len = check(unsafe { libc::recvmmsg(fd, headers_ptr, len, 0, ptr::null_mut()) } as isize)?;
+    let len = check(unsafe { libc::recvmmsg(fd, headers_ptr, len, 0, ptr::null_mut()) })?;
     for (header, name) in headers.iter().zip(names).take(len) {
         done.push(received(&header.msg_hdr, header.msg_len as usize, name)?);
     }
@@ -174,7 +173,7 @@ pub(crate) fn send_many(socket: &impl AsFd, datagrams: &[(IoSlice<'_>, Option<So
     let (fd, headers_ptr) = (socket.as_fd().as_raw_fd(), headers.as_mut_ptr());
     // SAFETY: each of the first `len` headers has a buffer and either a name or none; the kernel reads them only. (musl
     // has the flags without a sign.)
-    check(unsafe { libc::sendmmsg(fd, headers_ptr, len, libc::MSG_NOSIGNAL as _) } as isize)
+    check(unsafe { libc::sendmmsg(fd, headers_ptr, len, libc::MSG_NOSIGNAL as _) })
 }
 
 /// SO_PEERCRED.
@@ -183,6 +182,6 @@ pub(crate) fn peer_cred(socket: &impl AsFd) -> io::Result<libc::ucred> {
     let mut len = size_of::<libc::ucred>() as libc::socklen_t;
     let (fd, room) = (socket.as_fd().as_raw_fd(), (&raw mut cred).cast());
     // SAFETY: there are `len` bytes of room, which take any value.
-    check(unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, room, &mut len) } as isize)?;
+    check(unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, room, &mut len) })?;
     Ok(cred)
 }

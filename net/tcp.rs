@@ -3,8 +3,8 @@
 use super::dial::Dialer;
 use super::fd::Fd;
 use super::listen::{self, Backoff, ListenConfig};
-use super::resolve::ToSocketAddrs;
-use super::socket::{self, HasFd, both_sides, forward, owner, read_side, write_side};
+use super::resolve::{ToSocketAddrs, first};
+use super::socket::{self, HasFd, both_sides, forward, has_fd, owner, read_side, write_side};
 use super::stream::{async_read, async_write, listener, reads, stream, writes};
 use super::sys;
 use crate::runtime::poll_gate::{Closed, Side, Start};
@@ -59,11 +59,8 @@ impl TcpListener {
     }
 
     fn register(listener: net::TcpListener) -> io::Result<Self> {
-        Ok(TcpListener { fd: listen::register(listener)?, backoff: Backoff::new() })
-    }
-
-    fn release(self) -> net::TcpListener {
-        self.fd.into_inner()
+        let fd = Fd::new(listener, Start::Try, Start::Nil, false)?;
+        Ok(TcpListener { fd, backoff: Backoff::new() })
     }
 
     /// Stops listening and wakes whoever waits; connections that nobody has taken are reset. Calling it again does
@@ -103,10 +100,6 @@ impl TcpStream {
 
     fn register(stream: net::TcpStream) -> io::Result<Self> {
         Ok(TcpStream { fd: Fd::new(stream, Start::Try, Start::Try, true)? })
-    }
-
-    fn release(self) -> net::TcpStream {
-        self.fd.into_inner()
     }
 
     forward! {
@@ -150,7 +143,7 @@ impl ListenConfig {
     /// # Panics
     /// Outside a runtime.
     pub async fn listen<A: ToSocketAddrs>(&self, addr: A) -> io::Result<TcpListener> {
-        Ok(TcpListener { fd: self.open(addr).await?, backoff: Backoff::new() })
+        first(addr, "listen on", |addr| TcpListener::register(self.listener(addr)?)).await
     }
 }
 

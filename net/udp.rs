@@ -2,8 +2,8 @@
 
 use super::datagram::datagram;
 use super::fd::Fd;
-use super::resolve::{ToSocketAddrs, named};
-use super::socket::{self, HasFd, both_sides, forward, owner, read_side, write_side};
+use super::resolve::{ToSocketAddrs, first, no_address};
+use super::socket::{self, HasFd, both_sides, forward, has_fd, owner, read_side, write_side};
 use super::sys::{self, Received};
 use crate::runtime::poll_gate::{Side, Start};
 use std::io::{self, IoSlice, IoSliceMut};
@@ -69,7 +69,7 @@ impl UdpSocket {
     /// # Cancel safety
     /// Safe: if the future is dropped before it is ready, nothing was sent.
     pub async fn send_to<A: ToSocketAddrs>(&self, buf: &[u8], addr: A) -> io::Result<usize> {
-        let addr = addr.resolve().await?.next().ok_or_else(no_address)?;
+        let addr = addr.resolve().await?.next().ok_or_else(|| no_address("send to"))?;
         self.fd.io_op(Side::Write, buf.len(), |s| s.send_to(buf, addr)).await
     }
 
@@ -154,20 +154,4 @@ impl UdpSocket {
         /// Leaves a group.
         fn leave_multicast_v6(group: &Ipv6Addr, interface: u32) -> ();
     }
-}
-
-fn no_address() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidInput, "there is no address")
-}
-
-/// What can be done with the first of the addresses with which it can be done.
-async fn first<A: ToSocketAddrs, R>(addr: A, what: &str, f: impl Fn(SocketAddr) -> io::Result<R>) -> io::Result<R> {
-    let mut last = no_address();
-    for addr in addr.resolve().await? {
-        match f(addr) {
-            Err(error) => last = named(format_args!("cannot {what} {addr}"), error),
-            done => return done,
-        }
-    }
-    Err(last)
 }

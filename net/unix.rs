@@ -5,7 +5,7 @@
 use super::datagram::datagram;
 use super::fd::Fd;
 use super::listen::Backoff;
-use super::socket::{self, HasFd, both_sides, forward, owner, read_side, write_side};
+use super::socket::{self, HasFd, both_sides, forward, has_fd, owner, read_side, write_side};
 use super::stream::{async_read, async_write, listener, reads, stream, writes};
 use super::sys::{self, Received};
 use crate::runtime::poll_gate::{Closed, Side, Start};
@@ -56,7 +56,7 @@ pub struct UnixListener {
     backoff: Backoff,
 }
 
-owner!(UnixListener: net::UnixListener);
+owner!(UnixListener: net::UnixListener, before into_std: Self::keep_path);
 listener!(UnixListener, UnixStream, SocketAddr, UnixIncoming);
 
 impl UnixListener {
@@ -111,9 +111,9 @@ impl UnixListener {
         Ok(UnixListener { unlink: Unlink::default(), fd, backoff: Backoff::new() })
     }
 
-    fn release(self) -> net::UnixListener {
+    /// Whoever has it as std's has the path too.
+    fn keep_path(&self) {
         self.unlink.set(None);
-        self.fd.into_inner()
     }
 }
 
@@ -233,10 +233,6 @@ impl UnixStream {
     fn register(stream: net::UnixStream) -> io::Result<Self> {
         // Never soundly short: passed descriptors cut a read (trap P25).
         Ok(UnixStream { fd: Fd::new(stream, Start::Try, Start::Try, false)? })
-    }
-
-    fn release(self) -> net::UnixStream {
-        self.fd.into_inner()
     }
 }
 

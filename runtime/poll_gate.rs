@@ -65,23 +65,14 @@ impl fmt::Display for Closed {
 
 impl std::error::Error for Closed {}
 
-fn shut_error(shut: Shut) -> io::Error {
-    match shut {
-        Shut::Closed => io::Error::new(io::ErrorKind::NotConnected, Closed(())),
-        Shut::Gone => io::Error::other(RuntimeGone(())),
-        Shut::Expired => io::ErrorKind::TimedOut.into(),
+impl From<Shut> for io::Error {
+    fn from(shut: Shut) -> io::Error {
+        match shut {
+            Shut::Closed => io::Error::new(io::ErrorKind::NotConnected, Closed(())),
+            Shut::Gone => io::Error::other(RuntimeGone(())),
+            Shut::Expired => io::ErrorKind::TimedOut.into(),
+        }
     }
-}
-
-/// May an operation make its system call?
-pub(crate) enum Admission {
-    /// Yes; `cut` as in [`Begin`].
-    Go {
-        cut: bool,
-    },
-    /// There was nothing when last asked.
-    Wait,
-    No(io::Error),
 }
 
 impl Gate {
@@ -89,7 +80,7 @@ impl Gate {
     pub(crate) fn open(fd: BorrowedFd<'_>, read: Start, write: Start) -> io::Result<Gate> {
         let netpoll = Handle::netpoll("a socket");
         match netpoll.open(fd, read, write)? {
-            None => Err(shut_error(Shut::Gone)),
+            None => Err(Shut::Gone.into()),
             Some(token) => {
                 let desc = NonNull::from(netpoll.desc(token));
                 Ok(Gate { netpoll, desc, token })
@@ -113,7 +104,7 @@ impl Gate {
     pub(crate) fn set_deadline(&self, side: Side, at: Option<Instant>) -> io::Result<()> {
         let when = at.map_or(NEVER, |at| self.netpoll.clock.when(at));
         match self.slot(side).ready() {
-            Err(shut @ (Shut::Closed | Shut::Gone)) => Err(shut_error(shut)),
+            Err(shut @ (Shut::Closed | Shut::Gone)) => Err(shut.into()),
             _ => {
                 self.serve(|list| self.netpoll.set_deadline(self.token, side != Side::Read, when, list));
                 Ok(())
@@ -127,13 +118,10 @@ impl Gate {
         self.netpoll.retry_at(self.token, side != Side::Read, when);
     }
 
+    /// May an operation make its system call?
     #[inline]
-    pub(crate) fn begin(&self, side: Side) -> Admission {
-        match self.slot(side).begin() {
-            Begin::Go { cut } => Admission::Go { cut },
-            Begin::Nil => Admission::Wait,
-            Begin::Shut(shut) => Admission::No(shut_error(shut)),
-        }
+    pub(crate) fn begin(&self, side: Side) -> Begin {
+        self.slot(side).begin()
     }
 
     /// After the system call. `left`: it did not drain the kernel.
@@ -146,7 +134,7 @@ impl Gate {
 
     /// Is there anything to try for? Observes only.
     pub(crate) fn ready(&self, side: Side) -> io::Result<bool> {
-        self.slot(side).ready().map_err(shut_error)
+        Ok(self.slot(side).ready()?)
     }
 
     /// Go's `runtime_pollWait`, to be polled: false if there is news, so that the caller looks again.
@@ -187,11 +175,5 @@ impl Gate {
             Side::Write => &desc.write,
             Side::WriteLock => &desc.write_lock,
         }
-    }
-}
-
-impl fmt::Debug for Gate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Gate").field("token", &self.token).finish_non_exhaustive()
     }
 }

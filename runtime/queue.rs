@@ -16,6 +16,7 @@ const LOCAL: usize = 256;
 const HALF: usize = LOCAL / 2;
 
 /// A `G` as crossbeam stores it: a word that is only a `G` again once it is taken out.
+#[derive(Debug)]
 struct Raw(NonNull<Header>);
 
 // SAFETY: it stands for a `G`, which is Send.
@@ -52,12 +53,6 @@ pub(crate) struct Remote {
     due: Stealer<Raw>,
     /// The task that runs next (Go's `runnext`): the one most lately woken, whose data is still in the cache.
     next: AtomicPtr<Header>,
-}
-
-impl std::fmt::Debug for Raw {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Raw").field(&self.0).finish()
-    }
 }
 
 pub(crate) fn local() -> (Local, Remote) {

@@ -17,9 +17,6 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Threads beyond the Ps that a runtime may start.
-const MAX_THREADS: usize = 512;
-
 /// Settings of a [`Runtime`].
 ///
 /// # Examples
@@ -32,12 +29,7 @@ const MAX_THREADS: usize = 512;
 #[must_use = "a builder does nothing until `build`"]
 pub struct Builder {
     workers: Option<usize>,
-    max_threads: Option<usize>,
-    thread_name: Option<String>,
-    stack_size: Option<usize>,
-    on_thread_start: Option<Box<dyn Fn() + Send + Sync>>,
-    on_thread_stop: Option<Box<dyn Fn() + Send + Sync>>,
-    on_task_panic: Option<super::proc::PanicHook>,
+    config: Config,
 }
 
 impl Builder {
@@ -46,48 +38,31 @@ impl Builder {
         Self::default()
     }
 
-    /// How many tasks may run at the same time: Go's GOMAXPROCS. Unless set, what the environment variable
-    /// `GOPARK_PROCS` says; without it, as many as the process has CPUs.
-    pub fn workers(mut self, n: usize) -> Self {
-        self.workers = Some(n);
-        self
-    }
+    setters! {
+        /// How many tasks may run at the same time: Go's GOMAXPROCS. Unless set, what the environment variable
+        /// `GOPARK_PROCS` says; without it, as many as the process has CPUs.
+        fn workers(n: usize) { workers = Some(n) }
 
-    /// How many threads may exist beyond the workers, for tasks and closures that block: 512 unless set.
-    pub fn max_threads(mut self, n: usize) -> Self {
-        self.max_threads = Some(n);
-        self
-    }
+        /// How many threads may exist beyond the workers, for tasks and closures that block: 512 unless set.
+        fn max_threads(n: usize) { config.max_threads = Some(n) }
 
-    /// What the runtime's threads are called: "gopark" unless set. Linux shows the first 15 bytes.
-    pub fn thread_name(mut self, name: impl Into<String>) -> Self {
-        self.thread_name = Some(name.into());
-        self
-    }
+        /// What the runtime's threads are called: "gopark" unless set. Linux shows the first 15 bytes.
+        fn thread_name(name: impl Into<String>) { config.thread_name = Some(name.into()) }
 
-    /// How many bytes of stack each thread gets: std's default unless set.
-    pub fn thread_stack_size(mut self, bytes: usize) -> Self {
-        self.stack_size = Some(bytes);
-        self
-    }
+        /// How many bytes of stack each thread gets: std's default unless set.
+        fn thread_stack_size(bytes: usize) { config.stack_size = Some(bytes) }
 
-    /// Called on each of the runtime's threads before it does anything else. A panic in it is caught.
-    pub fn on_thread_start(mut self, f: impl Fn() + Send + Sync + 'static) -> Self {
-        self.on_thread_start = Some(Box::new(f));
-        self
-    }
+        /// Called on each of the runtime's threads before it does anything else. A panic in it is caught.
+        fn on_thread_start(f: impl Fn() + Send + Sync + 'static) { config.on_thread_start = Some(Box::new(f)) }
 
-    /// Called on each of the runtime's threads when it has done everything else. A panic in it is caught.
-    pub fn on_thread_stop(mut self, f: impl Fn() + Send + Sync + 'static) -> Self {
-        self.on_thread_stop = Some(Box::new(f));
-        self
-    }
+        /// Called on each of the runtime's threads when it has done everything else. A panic in it is caught.
+        fn on_thread_stop(f: impl Fn() + Send + Sync + 'static) { config.on_thread_stop = Some(Box::new(f)) }
 
-    /// Called with the payload of a task's panic that no `JoinHandle` will deliver. Unless set, one line on stderr
-    /// says so. A panic in it is caught.
-    pub fn on_task_panic(mut self, f: impl Fn(&TaskInfo, &(dyn Any + Send)) + Send + Sync + 'static) -> Self {
-        self.on_task_panic = Some(Box::new(f));
-        self
+        /// Called with the payload of a task's panic that no `JoinHandle` will deliver. Unless set, one line on stderr
+        /// says so. A panic in it is caught.
+        fn on_task_panic(f: impl Fn(&TaskInfo, &(dyn Any + Send)) + Send + Sync + 'static) {
+            config.on_task_panic = Some(Box::new(f))
+        }
     }
 
     /// Makes the runtime and starts its first threads.
@@ -96,21 +71,11 @@ impl Builder {
     /// `InvalidInput` if the number of workers (or `GOPARK_PROCS`) is not between 1 and 4096, or the thread name has a
     /// NUL byte; what the system says if it has no descriptor or thread left.
     pub fn build(self) -> io::Result<Runtime> {
-        let thread_name = self.thread_name.unwrap_or_else(|| "gopark".into());
-        if thread_name.contains('\0') {
+        if self.config.thread_name.as_ref().is_some_and(|name| name.contains('\0')) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "thread_name must not contain a NUL byte"));
         }
-        let config = Config {
-            procs: procs(self.workers)?,
-            max_threads: self.max_threads.unwrap_or(MAX_THREADS),
-            thread_name,
-            stack_size: self.stack_size,
-            on_thread_start: self.on_thread_start,
-            on_thread_stop: self.on_thread_stop,
-            on_task_panic: self.on_task_panic,
-        };
         // Dropped, it stops what has been started.
-        let runtime = Runtime { handle: Handle { sched: Sched::new(config)? } };
+        let runtime = Runtime { handle: Handle { sched: Sched::new(procs(self.workers)?, self.config)? } };
         runtime.handle.sched.start()?;
         Ok(runtime)
     }
@@ -135,9 +100,9 @@ impl fmt::Debug for Builder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Builder")
             .field("workers", &self.workers)
-            .field("max_threads", &self.max_threads)
-            .field("thread_name", &self.thread_name)
-            .field("thread_stack_size", &self.stack_size)
+            .field("max_threads", &self.config.max_threads)
+            .field("thread_name", &self.config.thread_name)
+            .field("thread_stack_size", &self.config.stack_size)
             .finish_non_exhaustive()
     }
 }
@@ -172,31 +137,19 @@ impl Runtime {
 
     /// See [`Handle::run`].
     #[track_caller]
-    pub fn run<F>(&self, future: F) -> F::Output
-    where
-        F: Future + Send + 'static,
-        F::Output: Send + 'static,
-    {
+    pub fn run<F: Future<Output: Send> + Send + 'static>(&self, future: F) -> F::Output {
         self.handle.run(future)
     }
 
     /// See [`Handle::spawn`].
     #[track_caller]
-    pub fn spawn<F>(&self, future: F) -> JoinHandle<F::Output>
-    where
-        F: Future + Send + 'static,
-        F::Output: Send + 'static,
-    {
+    pub fn spawn<F: Future<Output: Send> + Send + 'static>(&self, future: F) -> JoinHandle<F::Output> {
         self.handle.spawn(future)
     }
 
     /// See [`Handle::spawn_blocking`].
     #[track_caller]
-    pub fn spawn_blocking<F, R>(&self, f: F) -> JoinHandle<R>
-    where
-        F: FnOnce() -> R + Send + 'static,
-        R: Send + 'static,
-    {
+    pub fn spawn_blocking<F: FnOnce() -> R + Send + 'static, R: Send + 'static>(&self, f: F) -> JoinHandle<R> {
         self.handle.spawn_blocking(f)
     }
 
@@ -274,7 +227,7 @@ thread_local! {
 
 /// A way into a runtime, from any thread. It does not keep the runtime running: once that is shut down, what is
 /// spawned is cancelled.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Handle {
     sched: Arc<Sched>,
 }
@@ -303,11 +256,7 @@ impl Handle {
     /// # std::io::Result::Ok(())
     /// ```
     #[track_caller]
-    pub fn spawn<F>(&self, future: F) -> JoinHandle<F::Output>
-    where
-        F: Future + Send + 'static,
-        F::Output: Send + 'static,
-    {
+    pub fn spawn<F: Future<Output: Send> + Send + 'static>(&self, future: F) -> JoinHandle<F::Output> {
         self.sched.spawn(future, false, Location::caller())
     }
 
@@ -321,11 +270,7 @@ impl Handle {
     /// # std::io::Result::Ok(())
     /// ```
     #[track_caller]
-    pub fn spawn_blocking<F, R>(&self, f: F) -> JoinHandle<R>
-    where
-        F: FnOnce() -> R + Send + 'static,
-        R: Send + 'static,
-    {
+    pub fn spawn_blocking<F: FnOnce() -> R + Send + 'static, R: Send + 'static>(&self, f: F) -> JoinHandle<R> {
         self.sched.spawn(BlockingTask::new(f), true, Location::caller())
     }
 
@@ -347,11 +292,7 @@ impl Handle {
     /// # Panics
     /// If the future panics; and if the runtime shuts down before the future is ready.
     #[track_caller]
-    pub fn run<F>(&self, future: F) -> F::Output
-    where
-        F: Future + Send + 'static,
-        F::Output: Send + 'static,
-    {
+    pub fn run<F: Future<Output: Send> + Send + 'static>(&self, future: F) -> F::Output {
         let task = self.spawn(future);
         match self.block_on(task) {
             Ok(output) => output,
@@ -416,12 +357,6 @@ fn poll_here<F: Future>(future: F) -> F::Output {
     }
 }
 
-impl fmt::Debug for Handle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Handle").field("sched", &self.sched).finish()
-    }
-}
-
 impl futures_task::Spawn for Handle {
     fn spawn_obj(&self, future: futures_task::FutureObj<'static, ()>) -> Result<(), futures_task::SpawnError> {
         self.status()?;
@@ -435,6 +370,7 @@ impl futures_task::Spawn for Handle {
 }
 
 /// See [`Handle::enter`].
+#[derive(Debug)]
 #[must_use = "the runtime is left again when the guard is dropped"]
 pub struct EnterGuard<'a> {
     before: Option<Handle>,
@@ -447,12 +383,6 @@ impl Drop for EnterGuard<'_> {
     fn drop(&mut self) {
         let mine = ENTERED.replace(ManuallyDrop::new(self.before.take()));
         drop(ManuallyDrop::into_inner(mine));
-    }
-}
-
-impl fmt::Debug for EnterGuard<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EnterGuard").finish_non_exhaustive()
     }
 }
 
@@ -493,11 +423,7 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
 /// assert_eq!(answer, 42);
 /// ```
 #[track_caller]
-pub fn run<F>(future: F) -> F::Output
-where
-    F: Future + Send + 'static,
-    F::Output: Send + 'static,
-{
+pub fn run<F: Future<Output: Send> + Send + 'static>(future: F) -> F::Output {
     // Not by a closure: the caller's line would be lost.
     match Handle::try_current() {
         Some(handle) => handle.run(future),
@@ -521,11 +447,7 @@ where
 /// });
 /// ```
 #[track_caller]
-pub fn spawn<F>(future: F) -> JoinHandle<F::Output>
-where
-    F: Future + Send + 'static,
-    F::Output: Send + 'static,
-{
+pub fn spawn<F: Future<Output: Send> + Send + 'static>(future: F) -> JoinHandle<F::Output> {
     let at = Location::caller();
     with_sched(|sched| sched.map(|sched| sched.spawn(future, false, at))).unwrap_or_else(|| outside("spawn"))
 }
@@ -535,11 +457,7 @@ where
 /// # Panics
 /// Outside a runtime.
 #[track_caller]
-pub fn spawn_blocking<F, R>(f: F) -> JoinHandle<R>
-where
-    F: FnOnce() -> R + Send + 'static,
-    R: Send + 'static,
-{
+pub fn spawn_blocking<F: FnOnce() -> R + Send + 'static, R: Send + 'static>(f: F) -> JoinHandle<R> {
     let (task, at) = (BlockingTask::new(f), Location::caller());
     with_sched(|sched| sched.map(|sched| sched.spawn(task, true, at))).unwrap_or_else(|| outside("spawn_blocking"))
 }

@@ -59,16 +59,14 @@ pub(crate) fn epoll_create() -> io::Result<OwnedFd> {
 pub(crate) fn epoll_add(ep: BorrowedFd<'_>, fd: BorrowedFd<'_>, events: u32, data: u64) -> io::Result<()> {
     let mut event = libc::epoll_event { events, u64: data };
     // SAFETY: `event` outlives the call.
-    check(unsafe { libc::epoll_ctl(ep.as_raw_fd(), libc::EPOLL_CTL_ADD, fd.as_raw_fd(), &mut event) }.into())?;
-    Ok(())
+    check(unsafe { libc::epoll_ctl(ep.as_raw_fd(), libc::EPOLL_CTL_ADD, fd.as_raw_fd(), &mut event) }.into()).map(drop)
 }
 
 /// epoll_ctl(2) EPOLL_CTL_DEL.
 pub(crate) fn epoll_del(ep: BorrowedFd<'_>, fd: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: DEL ignores the event pointer, which may be null since Linux 2.6.9.
     let result = unsafe { libc::epoll_ctl(ep.as_raw_fd(), libc::EPOLL_CTL_DEL, fd.as_raw_fd(), std::ptr::null_mut()) };
-    check(result.into())?;
-    Ok(())
+    check(result.into()).map(drop)
 }
 
 /// One batch of events, as the kernel writes them.
@@ -156,8 +154,7 @@ pub(crate) fn timerfd_set(fd: BorrowedFd<'_>, after: Duration) -> io::Result<()>
     let it_value = timespec(after.max(Duration::from_nanos(1)));
     let spec = libc::itimerspec { it_interval: timespec(Duration::ZERO), it_value };
     // SAFETY: `spec` outlives the call; no old value is asked for.
-    check(unsafe { libc::timerfd_settime(fd.as_raw_fd(), 0, &spec, std::ptr::null_mut()) }.into())?;
-    Ok(())
+    check(unsafe { libc::timerfd_settime(fd.as_raw_fd(), 0, &spec, std::ptr::null_mut()) }.into()).map(drop)
 }
 
 /// prctl(2) PR_SET_TIMERSLACK: how late the kernel may wake this thread, 50 us unless told.

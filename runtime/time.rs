@@ -49,6 +49,7 @@ fn after(start: Instant, duration: Duration) -> Instant {
 }
 
 /// The future of [`sleep`] and [`sleep_until`].
+#[derive(Debug)]
 #[must_use = "a sleep does nothing unless it is awaited"]
 pub struct Sleep {
     heap: Arc<TimerHeap>,
@@ -131,12 +132,6 @@ impl Future for Sleep {
 impl Drop for Sleep {
     fn drop(&mut self) {
         self.cancel();
-    }
-}
-
-impl fmt::Debug for Sleep {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sleep").field("deadline", &self.deadline).field("timer", &self.timer).finish()
     }
 }
 

@@ -1,7 +1,6 @@
 //! What is to be woken once no lock is held: the list that Go's `netpoll` returns (runtime/netpoll.go, `gList`).
 
-use super::task::{self, G, GList};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use super::task::{self, G, GList, quietly};
 use std::task::Waker;
 
 /// Names one slot in one generation.
@@ -93,10 +92,10 @@ impl WakeList {
     pub(crate) fn wake_foreign(&mut self) {
         let Some(rest) = &mut self.rest else { return };
         for waker in rest.foreign.drain(..) {
-            caught(|| waker.wake());
+            quietly(|| waker.wake());
         }
         for waker in rest.spent.drain(..) {
-            caught(|| drop(waker));
+            quietly(|| drop(waker));
         }
     }
 
@@ -116,14 +115,5 @@ impl WakeList {
 
     fn rest(&mut self) -> &mut Rest {
         self.rest.get_or_insert_default()
-    }
-}
-
-/// Runs a piece of user code whose panic must end nothing but itself; a payload that panics in its drop is leaked.
-pub(crate) fn caught(f: impl FnOnce()) {
-    if let Err(payload) = catch_unwind(AssertUnwindSafe(f)) {
-        if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
-            std::mem::forget(second);
-        }
     }
 }

@@ -13,6 +13,7 @@ use gopark::{
 use std::cell::Cell;
 use std::future::{Pending, Ready};
 use std::io::{IoSlice, IoSliceMut};
+use std::marker::PhantomPinned;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::SocketAddr as UnixAddr;
@@ -55,7 +56,8 @@ check! {
     EnterGuard<'static>: !Send + Unpin;
     StillRunning: Send + Sync + Unpin;
     JoinHandle<()>: Send + Sync + Unpin;
-    JoinHandle<NotSync>: Send + Unpin;
+    JoinHandle<NotSync>: Send + Sync + Unpin;
+    JoinHandle<PhantomPinned>: Send + Sync + Unpin;
     JoinHandle<NotSend>: !Send + Unpin;
     AbortHandle: Send + Sync + Unpin;
     JoinError: Send + Sync + Unpin;

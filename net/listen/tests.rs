@@ -1,9 +1,11 @@
 use super::*;
+use crate::runtime::poll_gate::Start;
 use crate::runtime::runtime::{Builder, Runtime};
 
 fn listener() -> (Runtime, Fd<TcpListener>) {
     let runtime = Builder::new().workers(1).build().unwrap();
-    let fd = runtime.block_on(ListenConfig::new().open("127.0.0.1:0")).unwrap();
+    let listener = ListenConfig::new().listener("127.0.0.1:0".parse().unwrap()).unwrap();
+    let fd = runtime.block_on(async { Fd::new(listener, Start::Try, Start::Nil, false) }).unwrap();
     (runtime, fd)
 }
 

@@ -38,13 +38,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use until::PollUntil;
 
 /// One runtime's netpoller. Sockets and sleeps hold it, so that it outlives the runtime while they do.
-#[derive(Debug)]
 pub(crate) struct Netpoll {
     epoll: Epoll,
     table: Table,
     /// Held by whoever polls; guards `events`.
     polling: AtomicBool,
-    events: UnsafeCell<EventBuffer>,
+    events: UnsafeCell<Events>,
     brk: Break,
     pub(crate) until: PollUntil,
     /// Somebody has polled since sysmon last looked (Go's `sched.lastpoll` holds the time).
@@ -58,14 +57,6 @@ pub(crate) struct Netpoll {
     baton_count: AtomicUsize,
 }
 
-struct EventBuffer(Events);
-
-impl std::fmt::Debug for EventBuffer {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("EventBuffer")
-    }
-}
-
 // SAFETY: `events` is touched only by whoever holds `polling`; everything else is Sync by itself.
 unsafe impl Sync for Netpoll {}
 
@@ -75,7 +66,7 @@ impl Netpoll {
             epoll: Epoll::new()?,
             table: Table::new(),
             polling: AtomicBool::new(false),
-            events: UnsafeCell::new(EventBuffer(Epoll::buffer())),
+            events: UnsafeCell::new(Epoll::buffer()),
             brk: Break::new(),
             until: PollUntil::new(),
             polled: AtomicBool::new(false),
@@ -189,7 +180,7 @@ impl Netpoll {
     fn harvest(&self, wait: Wait, list: &mut WakeList, broken: impl Fn()) {
         let result = self.events.with_mut(|events| {
             // SAFETY: `polling` is held.
-            let events = unsafe { &mut (*events).0 };
+            let events = unsafe { &mut *events };
             self.epoll.poll(events, wait, |event| match event {
                 Event::Break => broken(),
                 Event::Ready { token, read, write, cut } => {

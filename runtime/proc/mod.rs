@@ -18,7 +18,7 @@ use super::queue::{Global, Local, Remote};
 use super::sync::AtomicPtr;
 use super::task::{self, G, JoinHandle, OwnedTasks, TaskInfo};
 use super::timer::{Inserted, Key, Timers, What};
-use super::wake_list::{WakeList, caught};
+use super::wake_list::WakeList;
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -34,12 +34,15 @@ use std::time::{Duration, Instant};
 use wake::Orders;
 pub(crate) use wake::without_p;
 
-/// What a runtime was built with.
+/// Threads beyond the Ps that a runtime may start unless told.
+const MAX_THREADS: usize = 512;
+
+/// What a runtime was built with, beside the number of Ps.
+#[derive(Default)]
 pub(crate) struct Config {
-    pub(crate) procs: u32,
     /// Threads beyond the Ps.
-    pub(crate) max_threads: usize,
-    pub(crate) thread_name: String,
+    pub(crate) max_threads: Option<usize>,
+    pub(crate) thread_name: Option<String>,
     pub(crate) stack_size: Option<usize>,
     pub(crate) on_thread_start: Option<Box<dyn Fn() + Send + Sync>>,
     pub(crate) on_thread_stop: Option<Box<dyn Fn() + Send + Sync>>,
@@ -60,6 +63,7 @@ pub(crate) struct Sched {
     blocking: Global,
     owned: OwnedTasks,
     pub(crate) netpoll: Arc<Netpoll>,
+    procs: u32,
     pub(crate) config: Config,
     stopping: AtomicBool,
     threads: Mutex<Threads>,
@@ -157,18 +161,19 @@ fn current<R>(f: impl FnOnce(Option<&M>) -> R) -> R {
 }
 
 impl Sched {
-    pub(crate) fn new(config: Config) -> io::Result<Arc<Sched>> {
+    pub(crate) fn new(procs: u32, config: Config) -> io::Result<Arc<Sched>> {
         let netpoll = Arc::new(Netpoll::new()?);
         Ok(Arc::new_cyclic(|this| Sched {
             this: this.clone(),
-            idle: Idle::new(config.procs),
+            idle: Idle::new(procs),
             global: Global::new(),
             // One more than there are Ps: the last has timers only, for threads without a P.
-            ps: (0..=config.procs).map(|_| P::new(&netpoll, this)).collect(),
+            ps: (0..=procs).map(|_| P::new(&netpoll, this)).collect(),
             ms: Mutex::default(),
             blocking: Global::new(),
-            owned: OwnedTasks::new(config.procs as usize),
+            owned: OwnedTasks::new(procs as usize),
             netpoll,
+            procs,
             config,
             stopping: AtomicBool::new(false),
             threads: Mutex::default(),
@@ -177,17 +182,13 @@ impl Sched {
     }
 
     /// Spawns a task, or a closure of `spawn_blocking`.
-    pub(crate) fn spawn<F>(
+    pub(crate) fn spawn<F: Future<Output: Send> + Send + 'static>(
         self: &Arc<Self>,
         future: F,
         blocking: bool,
         at: &'static Location<'static>,
-    ) -> JoinHandle<F::Output>
-    where
-        F: Future + Send + 'static,
-        F::Output: Send + 'static,
-    {
-        let shard = current(|m| m.and_then(|m| m.p.get())).unwrap_or(self.config.procs);
+    ) -> JoinHandle<F::Output> {
+        let shard = current(|m| m.and_then(|m| m.p.get())).unwrap_or(self.procs);
         let (g, handle) = task::spawn(future, self.clone(), shard as usize, at);
         match g {
             Some(g) if blocking => self.submit_blocking(g),
@@ -209,13 +210,13 @@ impl Sched {
     }
 
     pub(crate) fn ps(&self) -> &[P] {
-        &self.ps[..self.config.procs as usize]
+        &self.ps[..self.procs as usize]
     }
 
     /// The heap for timers that the calling thread makes.
     pub(crate) fn timer_heap(&self) -> &Arc<TimerHeap> {
         let p = current(|m| m.filter(|m| m.owns(self)).and_then(|m| m.p.get()));
-        &self.ps[p.unwrap_or(self.config.procs) as usize].timers
+        &self.ps[p.unwrap_or(self.procs) as usize].timers
     }
 
     /// When the first timer of all is due.
@@ -269,7 +270,7 @@ impl Sched {
     /// Runs a hook; a panic in it is its own affair (trap S23).
     pub(crate) fn hook(hook: &Option<Box<dyn Fn() + Send + Sync>>) {
         if let Some(hook) = hook {
-            caught(hook);
+            task::quietly(hook);
         }
     }
 
@@ -408,10 +409,8 @@ impl task::Schedule for Sched {
         match &self.config.on_task_panic {
             Some(hook) => hook(info, &*payload),
             None => {
-                let text = payload.downcast_ref::<&str>().copied();
-                let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-                let (id, at) = (info.id(), info.spawned_at());
-                eprintln!("gopark: task {id}, spawned at {at}, panicked: {}", text.unwrap_or("(no text)"));
+                let text = task::panic_text(&*payload).unwrap_or("(no text)");
+                eprintln!("gopark: task {}, spawned at {}, panicked: {text}", info.id(), info.spawned_at());
             }
         }
     }

@@ -1,6 +1,6 @@
 //! How Ms and Ps come together: Go's `wakep`, `startm`, `stopm`, `handoffp`.
 
-use super::{M, MShared, Sched};
+use super::{M, MAX_THREADS, MShared, Sched};
 use crate::runtime::idle::{MId, PId, Wakeup};
 use crate::runtime::park::Parker;
 use crate::runtime::queue;
@@ -74,7 +74,7 @@ impl Sched {
             self.start_m(Orders::Run(p))?;
         }
         let sched = self.clone();
-        let name = format!("{}-sysmon", self.config.thread_name);
+        let name = format!("{}-sysmon", self.thread_name());
         let sysmon = thread::Builder::new().name(name).spawn(move || sched.sysmon())?;
         self.threads().handles.push(sysmon);
         Ok(())
@@ -104,13 +104,17 @@ impl Sched {
         }
     }
 
+    fn thread_name(&self) -> &str {
+        self.config.thread_name.as_deref().unwrap_or("gopark")
+    }
+
     /// Starts a thread. Go's `newm`.
     pub(crate) fn start_m(&self, orders: Orders) -> io::Result<()> {
         let sched = self.this.upgrade().expect("whoever calls this holds an Arc");
         let mut threads = self.threads();
         // At the end one may come to drop what is left, but not behind the last one's back.
         let too_late = self.stopping() && (orders != Orders::Exit || threads.alive == 0);
-        if too_late || threads.alive >= self.config.procs as usize + self.config.max_threads {
+        if too_late || threads.alive >= self.procs as usize + self.config.max_threads.unwrap_or(MAX_THREADS) {
             return Err(io::Error::new(io::ErrorKind::QuotaExceeded, "the runtime ends, or max_threads are running"));
         }
         let (local, remote) = queue::local();
@@ -122,7 +126,7 @@ impl Sched {
             ms.push(shared.clone());
             shared
         };
-        let mut builder = thread::Builder::new().name(self.config.thread_name.clone());
+        let mut builder = thread::Builder::new().name(self.thread_name().to_owned());
         if let Some(size) = self.config.stack_size {
             builder = builder.stack_size(size);
         }

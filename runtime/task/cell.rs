@@ -1,9 +1,9 @@
 //! A task with its type: one allocation for the header, the scheduler, and the future or what came of it.
 
 use super::super::sync::UnsafeCell;
-use super::g::{self, G, Header, Ran, TaskInfo, Vtable};
+use super::g::{self, G, Header, Links, Ran, TaskInfo, Vtable};
 use super::owned::OwnedTasks;
-use super::state::{Completed, Idle, Start};
+use super::state::{Completed, Idle, Start, State};
 use std::any::Any;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -52,8 +52,7 @@ enum Stage<F: Future> {
 
 impl<F, S> Cell<F, S>
 where
-    F: Future + Send + 'static,
-    F::Output: Send + 'static,
+    F: Future<Output: Send> + Send + 'static,
     S: Schedule,
 {
     const VTABLE: Vtable = Vtable {
@@ -66,7 +65,16 @@ where
 
     /// A task with a `G`, in no list. The references that the owned list and the `JoinHandle` will have are counted.
     pub(super) fn alloc(future: F, scheduler: Arc<S>, info: TaskInfo, shard: usize) -> NonNull<Header> {
-        let header = Header::new(&Self::VTABLE, Arc::as_ptr(&scheduler).cast(), info, shard);
+        let header = Header {
+            state: State::new(),
+            vtable: &Self::VTABLE,
+            queue_next: UnsafeCell::new(None),
+            links: UnsafeCell::new(Links::default()),
+            join_waker: UnsafeCell::new(None),
+            scheduler: Arc::as_ptr(&scheduler).cast(),
+            info,
+            shard,
+        };
         let cell = Cell { header, scheduler, stage: UnsafeCell::new(Stage::Future(future)) };
         NonNull::from(Box::leak(Box::new(cell))).cast()
     }
@@ -229,8 +237,13 @@ where
     }
 }
 
+/// What a panic said, if it was text.
+pub(crate) fn panic_text(payload: &(dyn Any + Send)) -> Option<&str> {
+    payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+}
+
 /// Runs code of which nobody waits to hear whether it panicked.
-pub(super) fn quietly(f: impl FnOnce()) {
+pub(crate) fn quietly(f: impl FnOnce()) {
     catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(discard);
 }
 

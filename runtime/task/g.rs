@@ -16,11 +16,11 @@ pub(crate) struct Header {
     pub(super) state: State,
     pub(super) vtable: &'static Vtable,
     /// Go's `schedlink`.
-    queue_next: UnsafeCell<Option<NonNull<Header>>>,
+    pub(super) queue_next: UnsafeCell<Option<NonNull<Header>>>,
     pub(super) links: UnsafeCell<Links>,
     pub(super) join_waker: UnsafeCell<Option<Waker>>,
     /// The address of the task's scheduler (`Arc::as_ptr`), to tell one runtime's tasks from another's.
-    scheduler: *const (),
+    pub(super) scheduler: *const (),
     pub(super) info: TaskInfo,
     pub(super) shard: usize,
 }
@@ -46,21 +46,6 @@ pub(super) struct Vtable {
     pub(super) drop_output: unsafe fn(NonNull<Header>),
     /// Safety: the caller has released the last reference.
     pub(super) dealloc: unsafe fn(NonNull<Header>),
-}
-
-impl Header {
-    pub(super) fn new(vtable: &'static Vtable, scheduler: *const (), info: TaskInfo, shard: usize) -> Header {
-        Header {
-            state: State::new(),
-            vtable,
-            queue_next: UnsafeCell::new(None),
-            links: UnsafeCell::new(Links::default()),
-            join_waker: UnsafeCell::new(None),
-            scheduler,
-            info,
-            shard,
-        }
-    }
 }
 
 // These four take a pointer, not `&self`: a reference that is an argument has to stay valid until its function returns,

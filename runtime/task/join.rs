@@ -12,6 +12,40 @@ use std::pin::Pin;
 use std::ptr::NonNull;
 use std::task::{Context, Poll, Waker};
 
+/// What both handles are and can do: each holds a reference to its `task`.
+macro_rules! handle {
+    (impl[$($g:tt)*] $t:ty) => {
+        // A task's panic is caught and becomes its result: there is no broken state to be seen through a handle.
+        impl<$($g)*> UnwindSafe for $t {}
+        impl<$($g)*> RefUnwindSafe for $t {}
+
+        impl<$($g)*> $t {
+            /// Whether the task is done: an await of its `JoinHandle` would not wait. An aborted task is not, until its
+            /// future is gone.
+            pub fn is_finished(&self) -> bool {
+                self.header().state.is_complete()
+            }
+
+            /// The task's number.
+            pub fn id(&self) -> TaskId {
+                self.header().info.id
+            }
+
+            fn header(&self) -> &Header {
+                // SAFETY: the handle holds a reference.
+                unsafe { self.task.as_ref() }
+            }
+        }
+
+        impl<$($g)*> fmt::Debug for $t {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                let name = stringify!($t).trim_end_matches("<T>");
+                f.debug_struct(name).field("id", &self.id()).field("finished", &self.is_finished()).finish()
+            }
+        }
+    };
+}
+
 /// Waits for a task and gives its output.
 ///
 /// Dropping the handle detaches the task: it runs on, and its output is dropped when it is done. If it panics then,
@@ -46,9 +80,7 @@ unsafe impl<T: Send> Send for JoinHandle<T> {}
 unsafe impl<T: Send> Sync for JoinHandle<T> {}
 // No pin is ever projected to an output.
 impl<T> Unpin for JoinHandle<T> {}
-// A task's panic is caught and becomes its result: there is no broken state to be seen through a handle.
-impl<T> UnwindSafe for JoinHandle<T> {}
-impl<T> RefUnwindSafe for JoinHandle<T> {}
+handle! { impl[T] JoinHandle<T> }
 
 impl<T> JoinHandle<T> {
     /// # Safety
@@ -77,21 +109,6 @@ impl<T> JoinHandle<T> {
     pub fn abort_handle(&self) -> AbortHandle {
         self.header().state.ref_inc();
         AbortHandle { task: self.task }
-    }
-
-    /// Whether the task is done: an await of the handle would not wait. An aborted task is not, until its future is gone.
-    pub fn is_finished(&self) -> bool {
-        self.header().state.is_complete()
-    }
-
-    /// The task's number.
-    pub fn id(&self) -> TaskId {
-        self.header().info.id
-    }
-
-    fn header(&self) -> &Header {
-        // SAFETY: the handle holds a reference.
-        unsafe { self.task.as_ref() }
     }
 
     /// # Safety
@@ -149,12 +166,6 @@ impl<T> Drop for JoinHandle<T> {
     }
 }
 
-impl<T> fmt::Debug for JoinHandle<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("JoinHandle").field("id", &self.id()).field("finished", &self.is_finished()).finish()
-    }
-}
-
 /// Aborts a task; see [`JoinHandle::abort`]. It keeps a little memory of the task, not its future or output.
 pub struct AbortHandle {
     task: NonNull<Header>,
@@ -164,29 +175,13 @@ pub struct AbortHandle {
 unsafe impl Send for AbortHandle {}
 // SAFETY: as above.
 unsafe impl Sync for AbortHandle {}
-impl UnwindSafe for AbortHandle {}
-impl RefUnwindSafe for AbortHandle {}
+handle! { impl[] AbortHandle }
 
 impl AbortHandle {
     /// Asks the task to stop; see [`JoinHandle::abort`].
     pub fn abort(&self) {
         // SAFETY: the handle holds a reference.
         unsafe { g::abort(self.task) }
-    }
-
-    /// Whether the task is done; see [`JoinHandle::is_finished`].
-    pub fn is_finished(&self) -> bool {
-        self.header().state.is_complete()
-    }
-
-    /// The task's number.
-    pub fn id(&self) -> TaskId {
-        self.header().info.id
-    }
-
-    fn header(&self) -> &Header {
-        // SAFETY: the handle holds a reference.
-        unsafe { self.task.as_ref() }
     }
 }
 
@@ -201,12 +196,6 @@ impl Drop for AbortHandle {
     fn drop(&mut self) {
         // SAFETY: the handle's reference is given up, and this is the handle's end.
         unsafe { g::release(self.task) }
-    }
-}
-
-impl fmt::Debug for AbortHandle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AbortHandle").field("id", &self.id()).field("finished", &self.is_finished()).finish()
     }
 }
 
@@ -258,7 +247,7 @@ impl JoinError {
 
     fn message(&self) -> Option<&str> {
         let Failure::Panic(payload) = &self.failure else { return None };
-        payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        cell::panic_text(&**payload)
     }
 }
 
@@ -289,10 +278,3 @@ impl From<JoinError> for io::Error {
         io::Error::other(error)
     }
 }
-
-const _: fn() = || {
-    fn assert<T: Send + Sync + Unpin>() {}
-    assert::<JoinHandle<std::cell::Cell<(u8, std::marker::PhantomPinned)>>>();
-    assert::<AbortHandle>();
-    assert::<JoinError>();
-};

@@ -53,7 +53,7 @@ mod state;
 #[cfg(all(test, not(gopark_loom)))]
 mod tests;
 
-pub(crate) use cell::{BlockingTask, Schedule};
+pub(crate) use cell::{BlockingTask, Schedule, panic_text, quietly};
 pub(crate) use g::{G, GList, Header, Ran, from_waker};
 pub use g::{TaskId, TaskInfo};
 pub use join::{AbortHandle, JoinError, JoinHandle};
@@ -74,8 +74,7 @@ pub(crate) fn spawn<F, S>(
     spawned_at: &'static Location<'static>,
 ) -> (Option<G>, JoinHandle<F::Output>)
 where
-    F: Future + Send + 'static,
-    F::Output: Send + 'static,
+    F: Future<Output: Send> + Send + 'static,
     S: Schedule,
 {
     let info = TaskInfo { id: g::TaskId::next(), spawned_at };
