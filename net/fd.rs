@@ -67,6 +67,26 @@ impl<T: AsFd> Fd<T> {
         self.gate.retry_after(side, time);
     }
 
+    /// Waits so long, or until writing is refused; keeps nobody else from it. For datagrams: what it waits at is the lock
+    /// of `write_all`, for which they have no use.
+    pub(crate) async fn pause_writing(&self, time: Duration) -> io::Result<()> {
+        let until = Instant::now() + time;
+        self.retry_after(Side::WriteLock, time);
+        std::future::poll_fn(|cx| {
+            loop {
+                // The news was for all that were armed, so whoever comes first may take it.
+                if let Admission::No(error) = self.gate.begin(Side::WriteLock) {
+                    return Poll::Ready(Err(error));
+                }
+                if self.gate.arm(Side::WriteLock, Waiter::Poll, cx.waker(), true) {
+                    // Only now: whoever was not armed when its time came sees it here.
+                    return if Instant::now() < until { Poll::Pending } else { Poll::Ready(Ok(())) };
+                }
+            }
+        })
+        .await
+    }
+
     /// One attempt, if it is worth one: EAGAIN is an error. `asked` is how much the call could move at most.
     pub(crate) fn try_io<R: Transfer>(
         &self,

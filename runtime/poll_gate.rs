@@ -124,7 +124,7 @@ impl Gate {
     /// After that time an operation is worth another try, whatever the kernel says.
     pub(crate) fn retry_after(&self, side: Side, time: Duration) {
         let when = self.netpoll.clock.when(Instant::now() + time);
-        self.netpoll.retry_at(self.token, side != Side::Read, when);
+        self.netpoll.retry_at(self.slot(side).name(self.token.fdseq), when);
     }
 
     #[inline]
