@@ -37,7 +37,13 @@ impl Transfer for usize {
 impl<T: AsFd> Fd<T> {
     /// Registers `io`, which must not block.
     pub(crate) fn new(io: T, read: Start, write: Start, short_is_sound: bool) -> io::Result<Self> {
-        let gate = Gate::open(io.as_fd(), read, write)?;
+        let gate = Gate::open(io.as_fd(), read, write, None)?;
+        Ok(Fd { gate, io: Some(io), short_is_sound })
+    }
+
+    /// The same for a connection that this listener has accepted, perhaps on an executor that knows no runtime.
+    pub(crate) fn accepted<S: AsFd>(&self, io: S, short_is_sound: bool) -> io::Result<Fd<S>> {
+        let gate = Gate::open(io.as_fd(), Start::Try, Start::Try, Some(&self.gate))?;
         Ok(Fd { gate, io: Some(io), short_is_sound })
     }
 

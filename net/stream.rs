@@ -261,6 +261,8 @@ macro_rules! listener {
             /// `ENOMEM`), it waits too: it tries again after 5 ms, doubling to 1 s, and goes on by itself when there is
             /// some again (trap P16). A connection that died in the queue is passed over.
             ///
+            /// The connection belongs to the current runtime, or, outside of one, to the listener's.
+            ///
             /// # Errors
             /// What else accept(2) says, and what registering the connection says. None of it ends the listener.
             ///
@@ -268,14 +270,14 @@ macro_rules! listener {
             /// Safe: no connection is lost.
             pub async fn accept(&self) -> io::Result<($stream, $addr)> {
                 let (stream, addr) = self.fd.io_op(Side::Read, 1, |l| self.accept_from(l)).await?;
-                Ok(($stream::register(stream)?, addr))
+                Ok(($stream { fd: self.fd.accepted(stream, $stream::SHORT_IS_SOUND)? }, addr))
             }
 
             /// The same, to be polled; every waker that polls is woken.
             pub fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<($stream, $addr)>> {
                 self.fd.poll_io(Side::Read, cx, None, 1, |l| self.accept_from(l)).map(|accepted| {
                     let (stream, addr) = accepted?;
-                    Ok(($stream::register(stream)?, addr))
+                    Ok(($stream { fd: self.fd.accepted(stream, $stream::SHORT_IS_SOUND)? }, addr))
                 })
             }
 

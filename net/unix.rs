@@ -230,9 +230,11 @@ impl UnixStream {
         Ok(UCred { pid, uid, gid })
     }
 
+    /// Passed descriptors cut a read (trap P25).
+    const SHORT_IS_SOUND: bool = false;
+
     fn register(stream: net::UnixStream) -> io::Result<Self> {
-        // Never soundly short: passed descriptors cut a read (trap P25).
-        Ok(UnixStream { fd: Fd::new(stream, Start::Try, Start::Try, false)? })
+        Ok(UnixStream { fd: Fd::new(stream, Start::Try, Start::Try, Self::SHORT_IS_SOUND)? })
     }
 
     fn release(self) -> net::UnixStream {

@@ -85,9 +85,9 @@ pub(crate) enum Admission {
 }
 
 impl Gate {
-    /// Registers a descriptor with the current runtime. Go's `runtime_pollOpen`.
-    pub(crate) fn open(fd: BorrowedFd<'_>, read: Start, write: Start) -> io::Result<Gate> {
-        let netpoll = Handle::netpoll("a socket");
+    /// Registers a descriptor with the current runtime, or, outside of one, with that of `by`. Go's `runtime_pollOpen`.
+    pub(crate) fn open(fd: BorrowedFd<'_>, read: Start, write: Start, by: Option<&Gate>) -> io::Result<Gate> {
+        let netpoll = Handle::netpoll("a socket", by.map(|gate| &gate.netpoll));
         match netpoll.open(fd, read, write)? {
             None => Err(shut_error(Shut::Gone)),
             Some(token) => {

@@ -33,3 +33,31 @@ fn datagram_to_a_full_queue_and_one_to_another() {
         assert_eq!(receiver.recv(&mut [0]).await.unwrap(), 1);
     });
 }
+
+/// A connection is not lost because its acceptor knows no runtime: it gets the listener's.
+#[test]
+fn accept_outside_a_runtime() {
+    let _alone = alone(20);
+    let runtime = runtime(1);
+    let path = abstract_path("accept");
+    let (tcp, unix) = runtime.run({
+        let path = path.clone();
+        async { (TcpListener::bind(ANY).await.unwrap(), UnixListener::bind(path).unwrap()) }
+    });
+    let there = runtime.spawn({
+        let addr = tcp.local_addr().unwrap();
+        async move {
+            TcpStream::connect(addr).await.unwrap().write_all(b"tcp").await.unwrap();
+            UnixStream::connect(path).await.unwrap().write_all(b"unix").await.unwrap();
+        }
+    });
+    futures::executor::block_on(async {
+        let mut buf = [0; 4];
+        let (stream, _) = tcp.accept().await.unwrap();
+        stream.read_exact(&mut buf[..3]).await.unwrap();
+        let (stream, _) = std::future::poll_fn(|cx| unix.poll_accept(cx)).await.unwrap();
+        stream.read_exact(&mut buf).await.unwrap();
+        assert_eq!(&buf, b"unix");
+    });
+    runtime.block_on(there).unwrap();
+}
