@@ -68,6 +68,11 @@ impl<T: AsFd> Fd<T> {
         sides.iter().try_for_each(|side| self.gate.set_deadline(*side, at))
     }
 
+    /// As if there were news of that side.
+    pub(crate) fn news(&self, side: Side) {
+        self.gate.finish(side, true);
+    }
+
     /// As if there were news of that side after this time.
     pub(crate) fn retry_after(&self, side: Side, time: Duration) {
         self.gate.retry_after(side, time);

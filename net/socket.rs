@@ -2,7 +2,9 @@
 
 use super::fd::{Fd, Transfer};
 use super::sys::Received;
+use crate::runtime::poll_gate::Side;
 use socket2::SockRef;
+use std::io;
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 
@@ -35,6 +37,13 @@ pub(crate) fn close(fd: &Fd<impl AsFd>) {
     fd.unblock();
     // It fails only where the socket is shut down already, or has no peer.
     let _ = SockRef::from(fd.io()).shutdown(Shutdown::Both);
+}
+
+/// Ends one direction or both. Unix sockets make no edge of it for a write that waits for room, so this does.
+pub(crate) fn shutdown(fd: &Fd<impl AsFd>, how: Shutdown) -> io::Result<()> {
+    SockRef::from(fd.io()).shutdown(how)?;
+    fd.news(Side::Write);
+    Ok(())
 }
 
 /// What a socket has because it owns an `Fd` of std's type. It has to say how it is made of std's (`register`) and how

@@ -210,7 +210,7 @@ macro_rules! async_write {
 
             /// Shuts the write side.
             fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-                match SockRef::from(self.fd().io()).shutdown(Shutdown::Write) {
+                match socket::shutdown(self.fd(), Shutdown::Write) {
                     // The peer was faster.
                     Err(e) if e.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
                     result => Poll::Ready(result),
@@ -232,14 +232,20 @@ macro_rules! stream {
             both_sides!();
 
             forward! {
-                /// Ends one direction or both. The peer reads to the end of what was written, then 0.
-                fn shutdown(how: Shutdown) -> ();
                 /// This end's address.
                 fn local_addr() -> $addr;
                 /// The other end's address.
                 fn peer_addr() -> $addr;
                 /// The error that the socket has pending, which this clears.
                 fn take_error() -> Option<io::Error>;
+            }
+
+            /// Ends one direction or both. The peer reads to the end of what was written, then 0.
+            ///
+            /// # Errors
+            /// What the system says.
+            pub fn shutdown(&self, how: Shutdown) -> io::Result<()> {
+                socket::shutdown(&self.fd, how)
             }
 
             /// Shuts the connection down and wakes everything that waits on it; later operations are refused. Calling it

@@ -12,7 +12,7 @@ use crate::runtime::poll_gate::{Closed, Side, Start};
 use crate::runtime::time::sleep;
 use futures_core::Stream;
 use futures_io::{AsyncRead, AsyncWrite};
-use socket2::{Domain, SockAddr, SockRef, Socket, Type};
+use socket2::{Domain, SockAddr, Socket, Type};
 use std::ffi::OsStr;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::Shutdown;
@@ -390,11 +390,17 @@ impl UnixDatagram {
         self.fd.try_io(Side::Write, buf.len(), |s| s.send_to_addr(buf, &addr))
     }
 
+    /// Ends one direction or both.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn shutdown(&self, how: Shutdown) -> io::Result<()> {
+        socket::shutdown(&self.fd, how)
+    }
+
     forward! {
         /// Makes the socket at an address the peer, as [`connect`](Self::connect).
         fn connect_addr(addr: &SocketAddr) -> ();
-        /// Ends one direction or both.
-        fn shutdown(how: Shutdown) -> ();
     }
 }
 

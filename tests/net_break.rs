@@ -61,3 +61,34 @@ fn accept_outside_a_runtime() {
     });
     runtime.block_on(there).unwrap();
 }
+
+/// A write that waits for room hears that its side was shut. The kernel makes no edge of that for a Unix socket.
+#[test]
+fn shut_and_writes_that_wait() {
+    let _alone = alone(20);
+    runtime(1).run(async {
+        let (a, _peer) = UnixStream::pair().unwrap();
+        while a.try_write(&[0; 4096]).is_ok() {}
+        let mut writes = [(); 2].map(|()| Box::pin(a.write(b"x")));
+        assert!(is_pending(&mut writes[0]).await && is_pending(&mut writes[1]).await);
+        a.shutdown(Shutdown::Write).unwrap();
+        for write in writes {
+            assert_eq!(write.await.unwrap_err().kind(), ErrorKind::BrokenPipe);
+        }
+
+        let (a, _peer) = UnixDatagram::pair().unwrap();
+        while a.try_send(b"x").is_ok() {}
+        let mut send = Box::pin(a.send(b"x"));
+        assert!(is_pending(&mut send).await);
+        a.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(send.await.unwrap_err().kind(), ErrorKind::BrokenPipe);
+
+        let (a, _peer) = UnixStream::pair().unwrap();
+        while a.try_write(&[0; 4096]).is_ok() {}
+        let (read, write) = a.into_split();
+        let mut late = Box::pin(read.stream().write(b"x"));
+        assert!(is_pending(&mut late).await);
+        drop(write);
+        assert_eq!(late.await.unwrap_err().kind(), ErrorKind::BrokenPipe);
+    });
+}
