@@ -62,8 +62,9 @@ impl Addr for UnixAddr {
     fn of(addr: &SockAddr) -> Option<Self> {
         let named = addr.as_pathname().map(UnixAddr::from_pathname);
         let named = named.or_else(|| addr.as_abstract_namespace().map(UnixAddr::from_abstract_name));
-        // A sender without a name comes without a family too.
-        named.unwrap_or_else(|| UnixAddr::from_pathname("")).ok()
+        // A sender without a name comes without a family too. A path of 108 bytes, which other languages can bind to, is
+        // one too long for std to make an address of, and no reason to lose what came from there.
+        named.and_then(Result::ok).or_else(|| UnixAddr::from_pathname("").ok())
     }
 }
 

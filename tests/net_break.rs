@@ -92,3 +92,39 @@ fn shut_and_writes_that_wait() {
         assert_eq!(late.await.unwrap_err().kind(), ErrorKind::BrokenPipe);
     });
 }
+
+/// A path that fills the kernel's address to its last byte, which std's type cannot hold.
+#[test]
+fn peer_at_the_longest_path() {
+    let _alone = alone(20);
+    runtime(1).run(async {
+        let bound = |kind| {
+            let socket = Socket::new(Domain::UNIX, kind, None).unwrap();
+            let dir = std::env::temp_dir().join(format!("gopark-break-{}-", std::process::id()));
+            let long = format!("{:x<108}", dir.display());
+            // SAFETY: all zeros are an address.
+            let mut addr: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+            addr.sun_family = libc::AF_UNIX as libc::sa_family_t;
+            for (to, from) in addr.sun_path.iter_mut().zip(long.bytes()) {
+                *to = from as libc::c_char;
+            }
+            let len = size_of_val(&addr) as libc::socklen_t;
+            // SAFETY: the address outlives the call, and `len` is its length.
+            assert_eq!(unsafe { libc::bind(socket.as_raw_fd(), (&raw const addr).cast(), len) }, 0);
+            std::fs::remove_file(long).unwrap();
+            socket
+        };
+        let path = abstract_path("long");
+        let listener = UnixListener::bind(&path).unwrap();
+        let peer = bound(Type::STREAM);
+        peer.connect(&SockAddr::unix(&path).unwrap()).unwrap();
+        let (stream, addr) = listener.accept().await.unwrap();
+        assert!(addr.is_unnamed());
+        assert_eq!(stream.peer_addr().unwrap().as_pathname().unwrap().as_os_str().len(), 108);
+
+        drop(listener);
+        let receiver = UnixDatagram::bind(&path).unwrap();
+        bound(Type::DGRAM).send_to(b"x", &SockAddr::unix(&path).unwrap()).unwrap();
+        assert_eq!(receiver.recv_from(&mut [0]).await.unwrap().0, 1);
+    });
+}
