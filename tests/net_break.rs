@@ -128,3 +128,16 @@ fn peer_at_the_longest_path() {
         assert_eq!(receiver.recv_from(&mut [0]).await.unwrap().0, 1);
     });
 }
+
+/// No offset is too large to be beyond the end.
+#[test]
+fn offsets_beyond_the_end() {
+    let _alone = alone(20);
+    runtime(1).run(async {
+        let (a, _peer) = std_pair().await;
+        let file = std::fs::File::open("Cargo.toml").unwrap();
+        for offset in [file.metadata().unwrap().len(), 1 << 40, i64::MAX as u64, u64::MAX] {
+            assert_eq!(copy(&file, &a).offset(offset).await.unwrap(), 0);
+        }
+    });
+}
