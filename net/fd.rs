@@ -163,6 +163,11 @@ impl<T: AsFd> Fd<T> {
         }
     }
 
+    /// An operation that may wait is dropped: if it had the turn, that goes to the next.
+    pub(crate) fn leave(&self, side: Side, ticket: &mut Ticket) {
+        self.gate.leave(side, ticket, true);
+    }
+
     /// An operation as a future.
     pub(crate) fn io_op<R: Transfer, F: FnMut(&T) -> io::Result<R>>(
         &self,
@@ -258,7 +263,7 @@ impl<T: AsFd, R: Transfer, F: FnMut(&T) -> io::Result<R>> Future for Io<'_, T, F
 
 impl<T: AsFd, F> Drop for Io<'_, T, F> {
     fn drop(&mut self) {
-        self.fd.gate.leave(self.side, &mut self.ticket, true);
+        self.fd.leave(self.side, &mut self.ticket);
     }
 }
 
@@ -291,7 +296,7 @@ impl<T: AsFd> Future for Readiness<'_, T> {
 
 impl<T: AsFd> Drop for Readiness<'_, T> {
     fn drop(&mut self) {
-        self.fd.gate.leave(self.side, &mut self.ticket, true);
+        self.fd.leave(self.side, &mut self.ticket);
     }
 }
 
@@ -303,7 +308,7 @@ struct TicketGuard<'a, T: AsFd> {
 
 impl<T: AsFd> Drop for TicketGuard<'_, T> {
     fn drop(&mut self) {
-        self.fd.gate.leave(self.side, &mut self.ticket, true);
+        self.fd.leave(self.side, &mut self.ticket);
     }
 }
 

@@ -141,3 +141,32 @@ fn offsets_beyond_the_end() {
         }
     });
 }
+
+/// A copy that is dropped leaves no waker behind: the task behind it could never be freed while the sockets are idle.
+#[test]
+fn dropped_copies_leave_no_wakers() {
+    let _alone = alone(20);
+    runtime(1).run(async {
+        let ((a, _reader), (b, mut writer)) = (std_pair().await, std_pair().await);
+        let (count, waker) = Count::new();
+        let alone = Arc::strong_count(&count);
+        // Waits for the reader.
+        let mut copied = Box::pin(copy(&a, &b));
+        assert!(poll(&mut copied, &waker).is_pending());
+        assert!(Arc::strong_count(&count) > alone);
+        drop(copied);
+        let mut both = Box::pin(copy_bidirectional(&a, &b));
+        assert!(poll(&mut both, &waker).is_pending());
+        drop(both);
+        assert_eq!(Arc::strong_count(&count), alone);
+        // Waits for the writer.
+        fill(&a).await;
+        std::io::Write::write_all(&mut writer, b"x").unwrap();
+        b.readable().await.unwrap();
+        let mut copied = Box::pin(copy(&b, &a));
+        assert!(poll(&mut copied, &waker).is_pending());
+        assert_eq!(copied.in_flight(), 1);
+        drop(copied);
+        assert_eq!(Arc::strong_count(&count), alone);
+    });
+}
