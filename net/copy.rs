@@ -20,7 +20,7 @@ use super::split::{OwnedReadHalf, OwnedWriteHalf, ReadHalf, WriteHalf};
 use super::tcp::TcpStream;
 use super::unix::UnixStream;
 use crate::runtime::budget;
-use crate::runtime::poll_gate::Side;
+use crate::runtime::poll_gate::{Side, Ticket};
 use socket2::SockRef;
 use std::cell::Cell;
 use std::fmt;
@@ -132,8 +132,8 @@ impl Copy<'_> {
     /// ```
     pub fn offset(mut self, offset: u64) -> Self {
         match &mut self.flow.from {
-            // No file is longer than that.
-            From::File(_, at) => *at = Some(offset.min(i64::MAX as u64) as i64),
+            // No file is longer than that, and the kernel reads nothing that would reach beyond the last number.
+            From::File(_, at) => *at = Some(offset.min(i64::MAX as u64 - splice::PIPE_SIZE as u64) as i64),
             From::Fd(_) => panic!("only a file is read at an offset"),
         }
         self
@@ -246,15 +246,34 @@ copies! {
 
 /// An [`Fd`] of whichever type.
 trait Line: Send + Sync {
-    fn poll(&self, side: Side, cx: &mut Context<'_>, asked: usize, op: Op<'_>) -> Poll<io::Result<usize>>;
+    fn poll(
+        &self,
+        side: Side,
+        cx: &mut Context<'_>,
+        ticket: &mut Ticket,
+        asked: usize,
+        op: Op<'_>,
+    ) -> Poll<io::Result<usize>>;
+    fn leave(&self, side: Side, ticket: &mut Ticket);
     fn fd(&self) -> BorrowedFd<'_>;
 }
 
 type Op<'a> = &'a mut dyn FnMut(BorrowedFd<'_>) -> io::Result<usize>;
 
 impl<T: AsFd + Send + Sync> Line for Fd<T> {
-    fn poll(&self, side: Side, cx: &mut Context<'_>, asked: usize, op: Op<'_>) -> Poll<io::Result<usize>> {
-        self.poll_io(side, cx, None, asked, |io| op(io.as_fd()))
+    fn poll(
+        &self,
+        side: Side,
+        cx: &mut Context<'_>,
+        ticket: &mut Ticket,
+        asked: usize,
+        op: Op<'_>,
+    ) -> Poll<io::Result<usize>> {
+        self.poll_io(side, cx, Some(ticket), asked, |io| op(io.as_fd()))
+    }
+
+    fn leave(&self, side: Side, ticket: &mut Ticket) {
+        Fd::leave(self, side, ticket);
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
@@ -266,6 +285,8 @@ impl<T: AsFd + Send + Sync> Line for Fd<T> {
 struct Flow<'a> {
     from: From<'a>,
     to: &'a dyn Line,
+    /// Of the wait for the writer while anything is in flight or a file is sent, else of that for the reader.
+    ticket: Ticket,
     way: Way,
     /// So many times in a row, what was taken spoke for another way.
     run: i8,
@@ -300,7 +321,7 @@ impl<'a> Flow<'a> {
         let Reader(from) = reader.reader();
         let way = if let From::File(..) = from { Way::SendFile } else { Way::Buffer };
         let to = writer.fd();
-        Flow { from, to, way, run: 0, held: Held::Nothing, remain: u64::MAX, copied: 0, is_shut: false }
+        Flow { from, to, ticket: 0, way, run: 0, held: Held::Nothing, remain: u64::MAX, copied: 0, is_shut: false }
     }
 
     fn in_flight(&self) -> usize {
@@ -343,7 +364,8 @@ impl<'a> Flow<'a> {
         let polled = match &mut self.held {
             Held::Nothing => return Poll::Ready(Ok(())),
             Held::Buffer(Buffer(buf)) => {
-                let polled = self.to.poll(Side::Write, cx, buf.len(), &mut |fd| splice::write(fd, buf));
+                let polled =
+                    self.to.poll(Side::Write, cx, &mut self.ticket, buf.len(), &mut |fd| splice::write(fd, buf));
                 match polled {
                     Poll::Ready(Ok(n)) => drop(buf.drain(..n)),
                     // Who waits for the writer keeps no more memory than it needs.
@@ -352,7 +374,7 @@ impl<'a> Flow<'a> {
                 }
                 polled
             }
-            Held::Pipe(pipe) => self.to.poll(Side::Write, cx, 0, &mut |fd| pipe.drain(fd)),
+            Held::Pipe(pipe) => self.to.poll(Side::Write, cx, &mut self.ticket, 0, &mut |fd| pipe.drain(fd)),
         };
         match ready!(polled)? {
             0 => return Poll::Ready(Err(ErrorKind::WriteZero.into())),
@@ -370,9 +392,9 @@ impl<'a> Flow<'a> {
     fn read(&mut self, cx: &mut Context<'_>, max: usize) -> Poll<io::Result<usize>> {
         let mut buf = Buffer::take();
         let polled = match &mut self.from {
-            From::Fd(from) => {
-                from.poll(Side::Read, cx, max.min(BUFFER), &mut |fd| splice::read(fd, None, &mut buf.0, max))
-            }
+            From::Fd(from) => from.poll(Side::Read, cx, &mut self.ticket, max.min(BUFFER), &mut |fd| {
+                splice::read(fd, None, &mut buf.0, max)
+            }),
             From::File(file, at) => Poll::Ready(splice::read(file.as_fd(), at.as_mut(), &mut buf.0, max)),
         };
         if let Poll::Ready(Ok(n)) = polled {
@@ -388,7 +410,7 @@ impl<'a> Flow<'a> {
             return self.read(cx, max);
         };
         let mut buf = Buffer::take();
-        let polled = from.poll(Side::Read, cx, 0, &mut |fd| match pipe.fill(fd, max) {
+        let polled = from.poll(Side::Read, cx, &mut self.ticket, 0, &mut |fd| match pipe.fill(fd, max) {
             Ok(n @ 1..) => Ok(n),
             Err(e) if e.kind() != ErrorKind::WouldBlock => Err(e),
             // At an urgent mark, too, splice(2) sees nothing or the end, and never gets past it (trap P25). A read does.
@@ -402,7 +424,8 @@ impl<'a> Flow<'a> {
 
     fn send_file(&mut self, cx: &mut Context<'_>, max: usize) -> Poll<io::Result<usize>> {
         let From::File(file, at) = &mut self.from else { unreachable!("only files are sent") };
-        let polled = self.to.poll(Side::Write, cx, 0, &mut |fd| splice::send_file(fd, file, at.as_mut(), max));
+        let polled =
+            self.to.poll(Side::Write, cx, &mut self.ticket, 0, &mut |fd| splice::send_file(fd, file, at.as_mut(), max));
         if let Poll::Ready(Ok(n)) = polled {
             self.delivered(n, cx);
         }
@@ -427,6 +450,15 @@ impl<'a> Flow<'a> {
                 }
                 _ => Way::Plain,
             };
+        }
+    }
+}
+
+impl Drop for Flow<'_> {
+    fn drop(&mut self) {
+        match self.from {
+            From::Fd(from) if self.in_flight() == 0 => from.leave(Side::Read, &mut self.ticket),
+            _ => self.to.leave(Side::Write, &mut self.ticket),
         }
     }
 }

@@ -43,7 +43,13 @@ impl<A> Transfer for Received<A> {}
 impl<T: AsFd> Fd<T> {
     /// Registers `io`, which must not block.
     pub(crate) fn new(io: T, read: Start, write: Start, short_is_sound: bool) -> io::Result<Self> {
-        let gate = Gate::open(io.as_fd(), read, write)?;
+        let gate = Gate::open(io.as_fd(), read, write, None)?;
+        Ok(Fd { gate, io: Some(io), short_is_sound })
+    }
+
+    /// The same for a connection that this listener has accepted, perhaps on an executor that knows no runtime.
+    pub(crate) fn accepted<S: AsFd>(&self, io: S, short_is_sound: bool) -> io::Result<Fd<S>> {
+        let gate = Gate::open(io.as_fd(), Start::Try, Start::Try, Some(&self.gate))?;
         Ok(Fd { gate, io: Some(io), short_is_sound })
     }
 
@@ -68,9 +74,34 @@ impl<T: AsFd> Fd<T> {
         sides.iter().try_for_each(|side| self.gate.set_deadline(*side, at))
     }
 
+    /// As if there were news of that side.
+    pub(crate) fn news(&self, side: Side) {
+        self.gate.finish(side, true);
+    }
+
     /// As if there were news of that side after this time.
     pub(crate) fn retry_after(&self, side: Side, time: Duration) {
         self.gate.retry_after(side, time);
+    }
+
+    /// Waits so long, or until writing is refused; keeps nobody else from it. For datagrams: what it waits at is the lock
+    /// of `write_all`, for which they have no use.
+    pub(crate) async fn pause_writing(&self, time: Duration) -> io::Result<()> {
+        let until = Instant::now() + time;
+        self.retry_after(Side::WriteLock, time);
+        std::future::poll_fn(|cx| {
+            loop {
+                // The news was for all that were armed, so whoever comes first may take it.
+                if let Begin::Shut(shut) = self.gate.begin(Side::WriteLock) {
+                    return Poll::Ready(Err(shut.into()));
+                }
+                if self.gate.arm(Side::WriteLock, Waiter::Poll, cx.waker(), true) {
+                    // Only now: whoever was not armed when its time came sees it here.
+                    return if Instant::now() < until { Poll::Pending } else { Poll::Ready(Ok(())) };
+                }
+            }
+        })
+        .await
     }
 
     /// One attempt, if it is worth one: EAGAIN is an error. `asked` is how much the call could move at most.
@@ -136,6 +167,11 @@ impl<T: AsFd> Fd<T> {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// An operation that may wait is dropped: if it had the turn, that goes to the next.
+    pub(crate) fn leave(&self, side: Side, ticket: &mut Ticket) {
+        self.gate.leave(side, ticket, true);
     }
 
     /// An operation as a future.
@@ -219,7 +255,7 @@ struct Wait<'a, T: AsFd> {
 
 impl<T: AsFd> Drop for Wait<'_, T> {
     fn drop(&mut self) {
-        self.fd.gate.leave(self.side, &mut self.ticket, true);
+        self.fd.leave(self.side, &mut self.ticket);
     }
 }
 

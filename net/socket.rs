@@ -1,7 +1,9 @@
 //! What all sockets share. Macros where it is public: to the outside, each socket is a type of its own.
 
 use super::fd::Fd;
+use crate::runtime::poll_gate::Side;
 use socket2::SockRef;
+use std::io;
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 
@@ -20,6 +22,13 @@ pub(crate) fn close(fd: &Fd<impl AsFd>) {
     fd.unblock();
     // It fails only where the socket is shut down already, or has no peer.
     let _ = SockRef::from(fd.io()).shutdown(Shutdown::Both);
+}
+
+/// Ends one direction or both. Unix sockets make no edge of it for a write that waits for room, so this does.
+pub(crate) fn shutdown(fd: &Fd<impl AsFd>, how: Shutdown) -> io::Result<()> {
+    SockRef::from(fd.io()).shutdown(how)?;
+    fd.news(Side::Write);
+    Ok(())
 }
 
 /// An `Fd` in a field of that name.

@@ -1,14 +1,13 @@
 //! The halves of a connection, which is a TCP one unless said otherwise.
 
 use super::fd::Fd;
-use super::socket::{HasFd, read_side, write_side};
+use super::socket::{self, HasFd, read_side, write_side};
 use super::stream::{async_read, async_write, reads, writes};
 use super::sys;
 use super::tcp::TcpStream;
 use super::unix::UnixStream;
 use crate::runtime::poll_gate::Side;
 use futures_io::{AsyncRead, AsyncWrite};
-use socket2::SockRef;
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::Shutdown;
@@ -138,7 +137,7 @@ impl<S: HasFd> Drop for OwnedWriteHalf<S> {
     fn drop(&mut self) {
         if self.shut_on_drop {
             // It fails only where the peer is gone already.
-            let _ = SockRef::from(self.stream.fd().io()).shutdown(Shutdown::Write);
+            let _ = socket::shutdown(self.stream.fd(), Shutdown::Write);
         }
     }
 }

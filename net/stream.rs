@@ -210,7 +210,7 @@ macro_rules! async_write {
 
             /// Shuts the write side.
             fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-                match SockRef::from(self.fd().io()).shutdown(Shutdown::Write) {
+                match socket::shutdown(self.fd(), Shutdown::Write) {
                     // The peer was faster.
                     Err(e) if e.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
                     result => Poll::Ready(result),
@@ -232,14 +232,20 @@ macro_rules! stream {
             both_sides!();
 
             forward! {
-                /// Ends one direction or both. The peer reads to the end of what was written, then 0.
-                fn shutdown(how: Shutdown) -> ();
                 /// This end's address.
                 fn local_addr() -> $addr;
                 /// The other end's address.
                 fn peer_addr() -> $addr;
                 /// The error that the socket has pending, which this clears.
                 fn take_error() -> Option<io::Error>;
+            }
+
+            /// Ends one direction or both. The peer reads to the end of what was written, then 0.
+            ///
+            /// # Errors
+            /// What the system says.
+            pub fn shutdown(&self, how: Shutdown) -> io::Result<()> {
+                socket::shutdown(&self.fd, how)
             }
 
             /// Shuts the connection down and wakes everything that waits on it; later operations are refused. Calling it
@@ -261,6 +267,8 @@ macro_rules! listener {
             /// `ENOMEM`), it waits too: it tries again after 5 ms, doubling to 1 s, and goes on by itself when there is
             /// some again (trap P16). A connection that died in the queue is passed over.
             ///
+            /// The connection belongs to the current runtime, or, outside of one, to the listener's.
+            ///
             /// # Errors
             /// What else accept(2) says, and what registering the connection says. None of it ends the listener.
             ///
@@ -268,14 +276,14 @@ macro_rules! listener {
             /// Safe: no connection is lost.
             pub async fn accept(&self) -> io::Result<($stream, $addr)> {
                 let (stream, addr) = self.fd.io_op(Side::Read, 1, |l| self.accept_from(l)).await?;
-                Ok(($stream::register(stream)?, addr))
+                Ok(($stream { fd: self.fd.accepted(stream, $stream::SHORT_IS_SOUND)? }, addr))
             }
 
             /// The same, to be polled; every waker that polls is woken.
             pub fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<($stream, $addr)>> {
                 self.fd.poll_io(Side::Read, cx, None, 1, |l| self.accept_from(l)).map(|accepted| {
                     let (stream, addr) = accepted?;
-                    Ok(($stream::register(stream)?, addr))
+                    Ok(($stream { fd: self.fd.accepted(stream, $stream::SHORT_IS_SOUND)? }, addr))
                 })
             }
 

@@ -61,8 +61,11 @@ impl Addr for SocketAddr {
 impl Addr for UnixAddr {
     fn of(addr: &SockAddr) -> Option<Self> {
         let abstract_name = addr.as_abstract_namespace().map(UnixAddr::from_abstract_name);
-        // A sender without a name comes without a family too.
-        addr.as_unix().or_else(|| abstract_name.unwrap_or_else(|| UnixAddr::from_pathname("")).ok())
+        // A sender without a name comes without a family too. A path of 108 bytes, which other languages can bind to, is
+        // one too long for std to make an address of, and no reason to lose what came from there.
+        let nameless = || UnixAddr::from_pathname("").ok();
+        let named = addr.as_pathname().map(UnixAddr::from_pathname).or(abstract_name);
+        named.and_then(Result::ok).or_else(nameless)
     }
 }
 

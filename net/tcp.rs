@@ -98,8 +98,10 @@ impl TcpStream {
         Dialer::new().dial(addr).await
     }
 
+    pub(super) const SHORT_IS_SOUND: bool = true;
+
     fn register(stream: net::TcpStream) -> io::Result<Self> {
-        Ok(TcpStream { fd: Fd::new(stream, Start::Try, Start::Try, true)? })
+        Ok(TcpStream { fd: Fd::new(stream, Start::Try, Start::Try, Self::SHORT_IS_SOUND)? })
     }
 
     forward! {

@@ -12,7 +12,7 @@ use crate::runtime::poll_gate::{Closed, Side, Start};
 use crate::runtime::time::sleep;
 use futures_core::Stream;
 use futures_io::{AsyncRead, AsyncWrite};
-use socket2::{Domain, SockAddr, SockRef, Socket, Type};
+use socket2::{Domain, SockAddr, Socket, Type};
 use std::ffi::OsStr;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::Shutdown;
@@ -230,9 +230,11 @@ impl UnixStream {
         Ok(UCred { pid, uid, gid })
     }
 
+    /// Passed descriptors cut a read (trap P25).
+    const SHORT_IS_SOUND: bool = false;
+
     fn register(stream: net::UnixStream) -> io::Result<Self> {
-        // Never soundly short: passed descriptors cut a read (trap P25).
-        Ok(UnixStream { fd: Fd::new(stream, Start::Try, Start::Try, false)? })
+        Ok(UnixStream { fd: Fd::new(stream, Start::Try, Start::Try, Self::SHORT_IS_SOUND)? })
     }
 }
 
@@ -361,22 +363,18 @@ impl UnixDatagram {
     /// As [`send_to`](Self::send_to).
     pub async fn send_to_addr(&self, buf: &[u8], addr: &SocketAddr) -> io::Result<usize> {
         // Of room at anybody but the peer the kernel tells nothing, and each attempt makes an edge of its own (the buffer
-        // that it frees, unix_write_space in net/unix/af_unix.c). So edges do not count: it is asked every 10 ms. Whoever
-        // was refused has a timer running; so none waits without one.
-        let mut ask_again = Instant::now();
-        let send = |s: &net::UnixDatagram| {
-            if Instant::now() < ask_again {
-                return Err(io::ErrorKind::WouldBlock.into());
+        // that it frees, unix_write_space in net/unix/af_unix.c). So edges do not count: it is asked every 10 ms. A
+        // refusal says nothing of other receivers, so whoever sends to those has the turn meanwhile.
+        loop {
+            let send = |s: &net::UnixDatagram| match s.send_to_addr(buf, addr) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok((None, ())),
+                sent => Ok((Some(sent?), ())),
+            };
+            match self.fd.io_op(Side::Write, 0, send).await?.0 {
+                Some(sent) => return Ok(sent),
+                None => self.fd.pause_writing(Duration::from_millis(10)).await?,
             }
-            let result = s.send_to_addr(buf, addr);
-            if result.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock) {
-                let pause = Duration::from_millis(10);
-                ask_again = Instant::now() + pause;
-                self.fd.retry_after(Side::Write, pause);
-            }
-            result
-        };
-        self.fd.io_op(Side::Write, buf.len(), send).await
+        }
     }
 
     /// Sends a datagram to the socket at a path, if there is room. [`writable`](Self::writable) tells nothing about that.
@@ -388,11 +386,17 @@ impl UnixDatagram {
         self.fd.try_io(Side::Write, buf.len(), |s| s.send_to_addr(buf, &addr))
     }
 
+    /// Ends one direction or both.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn shutdown(&self, how: Shutdown) -> io::Result<()> {
+        socket::shutdown(&self.fd, how)
+    }
+
     forward! {
         /// Makes the socket at an address the peer, as [`connect`](Self::connect).
         fn connect_addr(addr: &SocketAddr) -> ();
-        /// Ends one direction or both.
-        fn shutdown(how: Shutdown) -> ();
     }
 }
 

@@ -76,9 +76,9 @@ impl From<Shut> for io::Error {
 }
 
 impl Gate {
-    /// Registers a descriptor with the current runtime. Go's `runtime_pollOpen`.
-    pub(crate) fn open(fd: BorrowedFd<'_>, read: Start, write: Start) -> io::Result<Gate> {
-        let netpoll = Handle::netpoll("a socket");
+    /// Registers a descriptor with the current runtime, or, outside of one, with that of `by`. Go's `runtime_pollOpen`.
+    pub(crate) fn open(fd: BorrowedFd<'_>, read: Start, write: Start, by: Option<&Gate>) -> io::Result<Gate> {
+        let netpoll = Handle::netpoll("a socket", by.map(|gate| &gate.netpoll));
         match netpoll.open(fd, read, write)? {
             None => Err(Shut::Gone.into()),
             Some(token) => {
@@ -115,7 +115,7 @@ impl Gate {
     /// After that time an operation is worth another try, whatever the kernel says.
     pub(crate) fn retry_after(&self, side: Side, time: Duration) {
         let when = self.netpoll.clock.when(Instant::now() + time);
-        self.netpoll.retry_at(self.token, side != Side::Read, when);
+        self.netpoll.retry_at(self.slot(side).name(self.token.fdseq), when);
     }
 
     /// May an operation make its system call?

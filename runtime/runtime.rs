@@ -314,9 +314,9 @@ impl Handle {
         with_sched(|sched| sched.map(|sched| sched.timer_heap().clone())).unwrap_or_else(|| outside(who))
     }
 
-    /// The netpoller of the current runtime.
-    pub(crate) fn netpoll(who: &str) -> Arc<Netpoll> {
-        with_sched(|sched| sched.map(|sched| sched.netpoll.clone())).unwrap_or_else(|| outside(who))
+    /// The netpoller of the current runtime; outside of one, `otherwise`.
+    pub(crate) fn netpoll(who: &str, otherwise: Option<&Arc<Netpoll>>) -> Arc<Netpoll> {
+        with_sched(|sched| sched.map(|sched| &sched.netpoll).or(otherwise).cloned()).unwrap_or_else(|| outside(who))
     }
 }
 

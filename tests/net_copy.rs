@@ -227,6 +227,7 @@ fn splice_reader_at_eof() {
         }
         // The writer is as it was.
         writer.write_all(b"still open").await.unwrap();
+        drop(copying);
         drop(writer);
         let mut rest = String::new();
         sink.read_to_string(&mut rest).unwrap();
@@ -525,6 +526,7 @@ fn deadline_in_the_middle_and_on() {
             drop(source);
             assert_eq!((&mut copy).await.unwrap(), BIG as u64);
             feed.join().unwrap();
+            drop(copy);
             drop(writer);
             assert_eq!(drain.join().unwrap(), BIG);
         }

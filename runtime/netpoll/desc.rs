@@ -72,8 +72,8 @@ impl PollDesc {
 
     /// What a deadline refuses.
     pub(crate) fn refused(&self, token: Token, write: bool) -> Refused<'_> {
-        let id = SlotId { slot: token.index * 4 + u32::from(write), fdseq: token.fdseq };
-        Refused { id, slot: self.side(write), lock: write.then_some(&self.write_lock) }
+        let slot = self.side(write);
+        Refused { id: slot.name(token.fdseq), slot, lock: write.then_some(&self.write_lock) }
     }
 
     pub(crate) fn shut(&self, fdseq: u32, how: Shut, list: &mut WakeList) {

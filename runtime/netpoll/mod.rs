@@ -117,10 +117,10 @@ impl Netpoll {
         }
     }
 
-    /// As if the descriptor had news at that time: an operation is worth another try.
-    pub(crate) fn retry_at(&self, token: Token, write: bool, when: u64) {
-        let alarm = Alarm::Retry(self.desc(token).refused(token, write).id);
-        if let Inserted::Waiting { earliest: true, .. } = self.timers.insert(when, What::Alarm(alarm)) {
+    /// As if the slot had news at that time: an operation is worth another try.
+    pub(crate) fn retry_at(&self, slot: SlotId, when: u64) {
+        let alarm = What::Alarm(Alarm::Retry(slot));
+        if let Inserted::Waiting { earliest: true, .. } = self.timers.insert(when, alarm) {
             self.timer_added(when);
         }
     }
@@ -138,7 +138,7 @@ impl Netpoll {
             let (token, write) = (Token { index: id.slot / 4, fdseq: id.fdseq }, id.slot % 4 == 1);
             let desc = self.desc(token);
             if let Alarm::Retry(_) = alarm {
-                desc.side(write).edge(id.fdseq, false, list);
+                self.table.slot(id).into_iter().for_each(|slot| slot.edge(id.fdseq, false, list));
             } else if desc.deadline(write).fire(now, desc.refused(token, write), &self.timers, list) {
                 self.timer_added(self.timers.next_when());
             }

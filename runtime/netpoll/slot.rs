@@ -274,6 +274,11 @@ impl Slot {
         self.word.fetch_and(!EXPIRED, Ordering::Relaxed);
     }
 
+    /// Its name in generation `fdseq`.
+    pub(crate) fn name(&self, fdseq: u32) -> SlotId {
+        SlotId { slot: self.id, fdseq }
+    }
+
     pub(crate) fn fdseq(&self) -> u32 {
         fdseq_of(self.word.load(Ordering::Relaxed))
     }
@@ -337,7 +342,7 @@ impl Slot {
             !waiters.is_empty()
         });
         if others {
-            list.add_baton(SlotId { slot: self.id, fdseq: fdseq_of(word) });
+            list.add_baton(self.name(fdseq_of(word)));
         }
     }
 }
