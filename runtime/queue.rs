@@ -104,7 +104,7 @@ impl Local {
 
     /// Takes everything out, what would run next first (trap S3).
     pub(crate) fn drain(&self, remote: &Remote) -> GList {
-        let mut all = GList::new();
+        let mut all = GList::default();
         self.spilling.set(false);
         while let Some(g) = self.pop_due().or_else(|| remote.take_next()).or_else(|| self.worker.pop().map(Raw::into_g))
         {
@@ -166,7 +166,7 @@ fn from_ptr(raw: *mut Header) -> Option<G> {
 }
 
 /// The queue of all Ps. Go's `sched.runq`.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Global {
     list: Mutex<GList>,
     /// For a look without the lock. Changed under it.
@@ -174,10 +174,6 @@ pub(crate) struct Global {
 }
 
 impl Global {
-    pub(crate) fn new() -> Self {
-        Global { list: Mutex::new(GList::new()), len: AtomicUsize::new(0) }
-    }
-
     pub(crate) fn push(&self, g: G) {
         let mut list = self.list.lock();
         list.push_back(g);
@@ -197,7 +193,7 @@ impl Global {
     }
 
     pub(crate) fn pop_batch(&self, n: usize) -> GList {
-        let mut batch = GList::new();
+        let mut batch = GList::default();
         if self.is_empty() {
             return batch;
         }
@@ -239,7 +235,7 @@ mod tests {
     impl Rigged {
         fn new() -> Rigged {
             let (local, remote) = local();
-            Rigged { rig: Rig::new(), joins: Vec::new(), ran: Vec::new(), local, remote, global: Global::new() }
+            Rigged { rig: Rig::new(), joins: Vec::new(), ran: Vec::new(), local, remote, global: Global::default() }
         }
 
         fn make(&mut self) -> G {

@@ -93,7 +93,7 @@ impl Sleep {
 
     fn cancel(&mut self) {
         if let Timer::Waiting(key) = self.timer {
-            drop(self.heap.timers().cancel(key));
+            drop(self.heap.timers.cancel(key));
         }
     }
 }
@@ -105,7 +105,7 @@ impl Future for Sleep {
         match self.timer {
             Timer::Elapsed => return Poll::Ready(()),
             Timer::Waiting(key) => {
-                if self.heap.timers().refresh(key, cx.waker()) {
+                if self.heap.timers.refresh(key, cx.waker()) {
                     return Poll::Pending;
                 }
                 // It fired; or the runtime has ended, and whoever still waits has to hear of it.

@@ -94,7 +94,7 @@ pub(crate) struct P {
 
 /// A heap of timers together with the poller that sleeps until the first of them. What a sleep holds.
 pub(crate) struct TimerHeap {
-    timers: Timers,
+    pub(crate) timers: Timers,
     netpoll: Arc<Netpoll>,
     sched: Weak<Sched>,
 }
@@ -111,10 +111,6 @@ impl TimerHeap {
                 Some(key)
             }
         }
-    }
-
-    pub(crate) fn timers(&self) -> &Timers {
-        &self.timers
     }
 
     /// Does this waker belong to a task of the same runtime, which is dropped when that ends?
@@ -166,11 +162,11 @@ impl Sched {
         Ok(Arc::new_cyclic(|this| Sched {
             this: this.clone(),
             idle: Idle::new(procs),
-            global: Global::new(),
+            global: Global::default(),
             // One more than there are Ps: the last has timers only, for threads without a P.
             ps: (0..=procs).map(|_| P::new(&netpoll, this)).collect(),
             ms: Mutex::default(),
-            blocking: Global::new(),
+            blocking: Global::default(),
             owned: OwnedTasks::new(procs as usize),
             netpoll,
             procs,
@@ -442,13 +438,6 @@ impl P {
     /// Does anything wait in the queues of its M?
     pub(crate) fn has_work(&self) -> bool {
         self.remote().is_some_and(|r| !r.is_empty())
-    }
-}
-
-impl MShared {
-    fn give_orders(&self, orders: Orders) {
-        self.orders.store(orders.pack(), Ordering::Relaxed);
-        self.parker.unpark();
     }
 }
 

@@ -82,11 +82,9 @@ impl Sched {
 
     /// Tells a parked M, taken out of the idle list, what to do.
     pub(crate) fn order(&self, m: MId, orders: Orders) {
-        self.m(m).give_orders(orders);
-    }
-
-    fn m(&self, id: MId) -> Arc<MShared> {
-        self.ms.lock().expect("no panic under this lock")[id as usize].clone()
+        let m = self.ms.lock().expect("no panic under this lock")[m as usize].clone();
+        m.orders.store(orders.pack(), Ordering::Relaxed);
+        m.parker.unpark();
     }
 
     /// Queues a closure and finds a thread for it: a parked M, else a new one. If none can be had, the next M that

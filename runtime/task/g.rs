@@ -198,10 +198,6 @@ pub(crate) struct GList {
 unsafe impl Send for GList {}
 
 impl GList {
-    pub(crate) const fn new() -> GList {
-        GList { head: None, tail: None, len: 0 }
-    }
-
     pub(crate) fn push_back(&mut self, g: G) {
         g.set_next(None);
         let task = g.into_raw();

@@ -106,7 +106,7 @@ fn a_new_g_owns_the_queue_link() {
         let waker = waiting(&rig, &word, &self::word());
         // What comes through a list touches the link. No lock here, to hide what the state word does not order.
         let through_a_list = |g| {
-            let mut list = GList::new();
+            let mut list = GList::default();
             list.push_back(g);
             list.pop_front().unwrap()
         };

@@ -14,11 +14,7 @@ pub(crate) struct Rig {
 
 impl Rig {
     pub(crate) fn new() -> Arc<Rig> {
-        Arc::new(Rig {
-            owned: OwnedTasks::new(2),
-            queue: Mutex::new(GList::new()),
-            unjoined: std::sync::Mutex::default(),
-        })
+        Arc::new(Rig { owned: OwnedTasks::new(2), queue: Mutex::default(), unjoined: std::sync::Mutex::default() })
     }
 
     /// Spawns without queueing.

@@ -485,7 +485,7 @@ fn complete_between_close_and_cancel() {
 fn lists_are_fifo() {
     let rig = Rig::new();
     let (gs, joins): (Vec<_>, Vec<_>) = (0..5).map(|n| rig.make(ready(n))).unzip();
-    let (mut front, mut back) = (GList::new(), GList::default());
+    let (mut front, mut back) = (GList::default(), GList::default());
     for (n, g) in gs.into_iter().enumerate() {
         if n < 2 { front.push_back(g.unwrap()) } else { back.push_back(g.unwrap()) }
     }
