@@ -150,17 +150,17 @@ impl<T: AsFd> Fd<T> {
             Begin::Nil => return Ok(None),
             Begin::Shut(shut) => return Err(shut.into()),
         };
-        let left = Left { gate: &self.gate, side };
+        let begun = Begun { gate: &self.gate, side };
         loop {
             match op(self.io()) {
                 Ok(done) => {
-                    std::mem::forget(left);
+                    std::mem::forget(begun);
                     let drained = self.short_is_sound && !cut && done.is_short(asked);
                     self.gate.finish(side, !drained);
                     return Ok(Some(done));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    std::mem::forget(left);
+                    std::mem::forget(begun);
                     return Ok(None);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -195,8 +195,8 @@ impl<T: AsFd> Fd<T> {
         let _ = self.gate.begin(side);
     }
 
-    /// Takes the lock of `write_all`.
-    pub(crate) async fn lock_writes(&self) -> io::Result<WriteLock<'_, T>> {
+    /// Takes the lock of `write_all`: until it is dropped, no other of the socket writes.
+    pub(crate) async fn lock_writes(&self) -> io::Result<Begun<'_>> {
         let mut wait = Wait { fd: self, side: Side::WriteLock, ticket: 0 };
         std::future::poll_fn(move |cx| {
             // The whole of it: the closure would otherwise capture a copy of the number in it, and the rest stay outside.
@@ -205,7 +205,7 @@ impl<T: AsFd> Fd<T> {
                 match self.gate.begin(Side::WriteLock) {
                     Begin::Go { .. } => {
                         self.gate.leave(Side::WriteLock, &mut wait.ticket, false);
-                        return Poll::Ready(Ok(WriteLock { fd: self }));
+                        return Poll::Ready(Ok(Begun { gate: &self.gate, side: Side::WriteLock }));
                     }
                     Begin::Shut(shut) => return Poll::Ready(Err(shut.into())),
                     Begin::Nil => {
@@ -220,13 +220,14 @@ impl<T: AsFd> Fd<T> {
     }
 }
 
-/// An error, or a panic in the operation, leaves what is there to the next one.
-struct Left<'a> {
+/// What has begun and leaves the next one its turn when this is dropped: an operation that ends in an error or a panic, or
+/// the lock of `write_all`.
+pub(crate) struct Begun<'a> {
     gate: &'a Gate,
     side: Side,
 }
 
-impl Drop for Left<'_> {
+impl Drop for Begun<'_> {
     fn drop(&mut self) {
         self.gate.finish(self.side, true);
     }
@@ -297,16 +298,5 @@ impl<T: AsFd> Future for Readiness<'_, T> {
                 return Poll::Pending;
             }
         }
-    }
-}
-
-/// While it lives, no other `write_all` of the socket writes.
-pub(crate) struct WriteLock<'a, T: AsFd> {
-    fd: &'a Fd<T>,
-}
-
-impl<T: AsFd> Drop for WriteLock<'_, T> {
-    fn drop(&mut self) {
-        self.fd.gate.finish(Side::WriteLock, true);
     }
 }
