@@ -386,12 +386,12 @@ impl Drop for EnterGuard<'_> {
     }
 }
 
-/// Runs `f` with the current runtime, or with one made for it and shut down afterwards.
-fn in_some_runtime<R>(f: impl FnOnce(&Handle) -> R) -> R {
+/// The current runtime, or one made for the caller, which shuts it down by dropping it.
+fn some_runtime() -> (Handle, Option<Runtime>) {
     match Handle::try_current() {
-        Some(handle) => f(&handle),
+        Some(handle) => (handle, None),
         None => match Runtime::new() {
-            Ok(runtime) => f(runtime.handle()),
+            Ok(runtime) => (runtime.handle.clone(), Some(runtime)),
             Err(error) => panic!("gopark: no runtime could be made: {error}"),
         },
     }
@@ -408,7 +408,8 @@ fn in_some_runtime<R>(f: impl FnOnce(&Handle) -> R) -> R {
 /// assert_eq!(gopark::block_on(async { 40 + 2 }), 42);
 /// ```
 pub fn block_on<F: Future>(future: F) -> F::Output {
-    in_some_runtime(|handle| handle.block_on(future))
+    let (handle, _made) = some_runtime();
+    handle.block_on(future)
 }
 
 /// Runs a future as a task on the workers until it is done, in the current runtime, or else in one that is made with
@@ -424,14 +425,8 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
 /// ```
 #[track_caller]
 pub fn run<F: Future<Output: Send> + Send + 'static>(future: F) -> F::Output {
-    // Not by a closure: the caller's line would be lost.
-    match Handle::try_current() {
-        Some(handle) => handle.run(future),
-        None => match Runtime::new() {
-            Ok(runtime) => runtime.run(future),
-            Err(error) => panic!("gopark: no runtime could be made: {error}"),
-        },
-    }
+    let (handle, _made) = some_runtime();
+    handle.run(future)
 }
 
 /// Spawns a task on the current runtime. See [`Handle::spawn`].
