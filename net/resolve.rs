@@ -135,9 +135,8 @@ mod sealed {
     }
 
     impl Resolve for (String, u16) {
-        fn resolve(&self) -> impl Future<Output = io::Result<Addrs>> + Send {
-            let (host, port) = self;
-            async move { (host.as_str(), *port).resolve().await }
+        async fn resolve(&self) -> io::Result<Addrs> {
+            (self.0.as_str(), self.1).resolve().await
         }
     }
 

@@ -133,13 +133,8 @@ pub(crate) fn eventfd() -> io::Result<OwnedFd> {
 /// Adds one to an eventfd.
 pub(crate) fn eventfd_signal(fd: BorrowedFd<'_>) -> io::Result<()> {
     let one = 1u64;
-    loop {
-        // SAFETY: eight readable bytes.
-        match check(unsafe { libc::write(fd.as_raw_fd(), (&raw const one).cast(), 8) } as libc::c_long) {
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            other => return other.map(drop),
-        }
-    }
+    // SAFETY: eight readable bytes. Only a write that waits could be interrupted.
+    check(unsafe { libc::write(fd.as_raw_fd(), (&raw const one).cast(), 8) } as libc::c_long).map(drop)
 }
 
 /// timerfd_create(2) on the monotonic clock, not blocking.

@@ -362,10 +362,6 @@ impl Sched {
         }
     }
 
-    fn step_back(&self) {
-        self.threads().aside -= 1;
-    }
-
     fn threads(&self) -> MutexGuard<'_, Threads> {
         self.threads.lock().expect("no panic under this lock")
     }

@@ -213,7 +213,7 @@ impl M {
     fn step_back(&self) {
         self.aside.set(self.aside.get() - 1);
         if self.aside.get() == 0 {
-            self.sched.step_back();
+            self.sched.threads().aside -= 1;
             self.retake_p();
         }
     }
