@@ -84,11 +84,10 @@ impl<T: AsFd> Fd<T> {
         self.gate.retry_after(side, time);
     }
 
-    /// Waits so long, or until writing is refused; keeps nobody else from it. For datagrams: what it waits at is the lock
-    /// of `write_all`, for which they have no use.
+    /// Waits for half to all of that time, or until writing is refused; keeps nobody else from it. For datagrams: what it
+    /// waits at is the lock of `write_all`, for which they have no use.
     pub(crate) async fn pause_writing(&self, time: Duration) -> io::Result<()> {
-        let until = Instant::now() + time;
-        self.retry_after(Side::WriteLock, time);
+        let until = self.gate.retry_together(Side::WriteLock, time);
         std::future::poll_fn(|cx| {
             loop {
                 // The news was for all that were armed, so whoever comes first may take it.
@@ -97,7 +96,7 @@ impl<T: AsFd> Fd<T> {
                 }
                 if self.gate.arm(Side::WriteLock, Waiter::Poll, cx.waker(), true) {
                     // Only now: whoever was not armed when its time came sees it here.
-                    return if Instant::now() < until { Poll::Pending } else { Poll::Ready(Ok(())) };
+                    return if self.gate.has_come(until) { Poll::Ready(Ok(())) } else { Poll::Pending };
                 }
             }
         })

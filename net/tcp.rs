@@ -126,7 +126,8 @@ impl TcpStream {
     }
 
     /// What closing does with bytes that are not yet sent: `None`, the default, sends them in the background; zero
-    /// throws them away and resets the connection.
+    /// throws them away and resets the connection. Any other time has the thread that drops the stream wait for them, at
+    /// most so long, and a worker with it: close(2) does that even where nothing else blocks.
     ///
     /// # Errors
     /// What setsockopt(2) says.

@@ -118,6 +118,20 @@ impl Gate {
         self.netpoll.retry_at(self.slot(side).name(self.token.fdseq), when);
     }
 
+    /// The same after half to all of that time: whoever asks at about the same time gets the same moment, so that one edge
+    /// serves them all. Returns it, for `has_come`.
+    pub(crate) fn retry_together(&self, side: Side, time: Duration) -> u64 {
+        let half = time.as_nanos() as u64 / 2;
+        let when = (self.netpoll.clock.now() / half + 2) * half;
+        self.netpoll.retry_at(self.slot(side).name(self.token.fdseq), when);
+        when
+    }
+
+    /// Has this moment come?
+    pub(crate) fn has_come(&self, when: u64) -> bool {
+        self.netpoll.clock.has_come(when)
+    }
+
     /// May an operation make its system call?
     #[inline]
     pub(crate) fn begin(&self, side: Side) -> Begin {

@@ -4,14 +4,19 @@
 mod net;
 mod support;
 
-use gopark::io::{copy, copy_bidirectional};
-use gopark::net::{TcpListener, TcpStream, UnixDatagram, UnixListener, UnixStream};
+use futures::executor::block_on;
+use gopark::io::{PollFd, copy, copy_bidirectional};
+use gopark::net::{
+    RuntimeGone, TcpListener, TcpStream, UdpSocket, UnixDatagram, UnixListener, UnixStream, lookup_host,
+};
+use gopark::time::timeout;
 use net::*;
 use socket2::{Domain, SockAddr, Socket, Type};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 fn abstract_path(test: &str) -> String {
     format!("\0gopark-break-{}-{test}", std::process::id())
@@ -51,7 +56,7 @@ fn accept_outside_a_runtime() {
             UnixStream::connect(path).await.unwrap().write_all(b"unix").await.unwrap();
         }
     });
-    futures::executor::block_on(async {
+    block_on(async {
         let mut buf = [0; 4];
         let (stream, _) = tcp.accept().await.unwrap();
         stream.read_exact(&mut buf[..3]).await.unwrap();
@@ -161,7 +166,7 @@ fn dropped_copies_leave_no_wakers() {
         assert_eq!(Arc::strong_count(&count), alone);
         // Waits for the writer.
         fill(&a).await;
-        std::io::Write::write_all(&mut writer, b"x").unwrap();
+        io::Write::write_all(&mut writer, b"x").unwrap();
         b.readable().await.unwrap();
         let mut copied = Box::pin(copy(&b, &a));
         assert!(poll(&mut copied, &waker).is_pending());
@@ -169,4 +174,69 @@ fn dropped_copies_leave_no_wakers() {
         drop(copied);
         assert_eq!(Arc::strong_count(&count), alone);
     });
+}
+
+/// One step after the other finds no descriptor; none leaves any behind.
+#[test]
+fn steps_without_descriptors() {
+    let _alone = alone(60);
+    let runtime = runtime(2);
+    let steps = || async {
+        const PATIENCE: Duration = Duration::from_millis(100);
+        const BULK: usize = 300_000;
+        let path = abstract_path("steps");
+        let listener = TcpListener::bind(ANY).await?;
+        let client = TcpStream::connect(listener.local_addr()?).await?;
+        let (server, _) = timeout(PATIENCE, listener.accept()).await??;
+        let listener = UnixListener::bind(&path)?;
+        let to = UnixStream::connect(&path).await?;
+        let (sink, _) = timeout(PATIENCE, listener.accept()).await??;
+        let _datagrams = (UnixDatagram::pair()?, UdpSocket::bind(ANY).await?);
+        let (reader, writer) = io::pipe()?;
+        let _pipe = (PollFd::new(reader)?, PollFd::new(writer)?);
+        let feed = async {
+            client.write_all(&vec![7; BULK]).await?;
+            client.shutdown(Shutdown::Write)
+        };
+        let (feed, copied, drained) = futures::join!(feed, copy(&server, &to).limit(BULK as u64), async {
+            sink.read_exact(&mut vec![0; BULK]).await
+        });
+        feed?;
+        drained?;
+        assert_eq!(copied?, BULK as u64);
+        drop(lookup_host("localhost:1").await?);
+        UnixStream::pair()
+    };
+    drop(runtime.run(steps()).unwrap());
+    let before = open_fds();
+    let all = (0..60).any(|more| {
+        let limit = Limit::set((before + more) as u64);
+        let result = runtime.run(steps()).map(drop);
+        drop(limit);
+        assert_eq!(open_fds(), before, "{result:?}");
+        result.is_ok()
+    });
+    assert!(all);
+}
+
+/// What waits beside the slots, or for several of them, hears of the runtime's end too.
+#[test]
+fn runtime_ends_and_others_wait() {
+    let _alone = alone(20);
+    let runtime = runtime(1);
+    let path = abstract_path("gone");
+    let ((_full, sender), (a, _a), (b, _b)) = runtime.run({
+        let path = path.clone();
+        async move {
+            let (full, sender) = (UnixDatagram::bind(&path).unwrap(), UnixDatagram::unbound().unwrap());
+            while sender.try_send_to(b"x", &path).is_ok() {}
+            ((full, sender), std_pair().await, std_pair().await)
+        }
+    });
+    let (mut send, mut copied) = (Box::pin(sender.send_to(b"y", &path)), Box::pin(copy_bidirectional(&a, &b)));
+    assert!(poll(&mut send, &noop()).is_pending() && poll(&mut copied, &noop()).is_pending());
+    drop(runtime);
+    for error in [block_on(send).unwrap_err(), block_on(copied).unwrap_err()] {
+        assert!(error.get_ref().is_some_and(|e| e.is::<RuntimeGone>()), "{error:?}");
+    }
 }
