@@ -134,7 +134,7 @@ impl Copy<'_> {
         match &mut self.flow.from {
             // No file is longer than that, and the kernel reads nothing that would reach beyond the last number.
             From::File(_, at) => *at = Some(offset.min(i64::MAX as u64 - splice::PIPE_SIZE as u64) as i64),
-            From::Fd(_) => panic!("only a file is read at an offset"),
+            From::Fd(_) => panic!("gopark: `Copy::offset` is for files; a stream has no offset"),
         }
         self
     }

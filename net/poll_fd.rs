@@ -49,6 +49,10 @@ impl<T: AsFd> PollFd<T> {
                 io::ErrorKind::Unsupported,
                 "epoll cannot wait for a descriptor of this kind, such as a regular file; use spawn_blocking",
             ),
+            Some(libc::EEXIST) => io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                "this descriptor is in use in this runtime already; duplicate it first (dup(2))",
+            ),
             _ => error,
         })?;
         SockRef::from(fd.io()).set_nonblocking(true)?;

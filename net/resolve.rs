@@ -1,6 +1,6 @@
 //! Names to addresses. The resolver blocks, so names go to the blocking pool; written addresses do not.
 
-use crate::runtime::poll_gate::RuntimeGone;
+use crate::runtime::poll_gate::{RuntimeGone, Shut};
 use crate::runtime::runtime::spawn_blocking;
 use std::fmt;
 use std::io;
@@ -39,13 +39,17 @@ pub async fn lookup_host<A: ToSocketAddrs>(addr: A) -> io::Result<impl Iterator<
 }
 
 /// Looks a name up on the blocking pool.
-async fn ask<A>(addr: A) -> io::Result<sealed::Addrs>
+async fn ask<A>(name: &str, addr: A) -> io::Result<sealed::Addrs>
 where
     A: StdToSocketAddrs<Iter = std::vec::IntoIter<SocketAddr>> + Send + 'static,
 {
     match spawn_blocking(move || addr.to_socket_addrs()).await {
-        Ok(addrs) => addrs.map(|addrs| None.into_iter().chain(addrs)),
-        Err(error) => Err(io::Error::other(error)),
+        Ok(Ok(addrs)) => Ok(None.into_iter().chain(addrs)),
+        Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidInput => {
+            Err(named(format_args!("{name:?} is no address, which has the form HOST:PORT"), error))
+        }
+        Ok(Err(error)) => Err(named(format_args!("cannot look up {name}"), error)),
+        Err(_) => Err(Shut::Gone.into()),
     }
 }
 
@@ -78,10 +82,16 @@ pub(crate) fn named(what: fmt::Arguments<'_>, error: io::Error) -> io::Error {
     io::Error::new(error.kind(), Named { what: what.to_string(), error })
 }
 
-#[derive(Debug)]
 struct Named {
     what: String,
     error: io::Error,
+}
+
+/// As it is displayed: this is what a `main` that returns the error shows.
+impl fmt::Debug for Named {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl fmt::Display for Named {
@@ -129,7 +139,7 @@ mod sealed {
             let (host, port) = *self;
             match host.parse::<IpAddr>() {
                 Ok(ip) => Ok(one((ip, port))),
-                Err(_) => ask((host.to_owned(), port)).await,
+                Err(_) => ask(host, (host.to_owned(), port)).await,
             }
         }
     }
@@ -144,7 +154,7 @@ mod sealed {
         async fn resolve(&self) -> io::Result<Addrs> {
             match self.parse::<SocketAddr>() {
                 Ok(addr) => Ok(one(addr)),
-                Err(_) => ask(self.to_owned()).await,
+                Err(_) => ask(self, self.to_owned()).await,
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use super::netpoll::Netpoll;
 use super::netpoll::desc::{PollDesc, Token};
-use super::netpoll::slot::{Shut, Slot};
+use super::netpoll::slot::Slot;
 use super::proc::Sched;
 use super::runtime::Handle;
 use super::timer::NEVER;
@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-pub(crate) use super::netpoll::slot::{Begin, Start, Ticket, Waiter};
+pub(crate) use super::netpoll::slot::{Begin, Shut, Start, Ticket, Waiter};
 
 /// Which of a descriptor's slots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

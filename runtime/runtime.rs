@@ -43,7 +43,8 @@ impl Builder {
         /// `GOPARK_PROCS` says; without it, as many as the process has CPUs.
         fn workers(n: usize) { workers = Some(n) }
 
-        /// How many threads may exist beyond the workers, for tasks and closures that block: 512 unless set.
+        /// How many threads may exist beyond the workers, for tasks and closures that block: 512 unless set. Where no
+        /// more may be started, such work takes a worker's place, and tasks wait until it is done.
         fn max_threads(n: usize) { config.max_threads = Some(n) }
 
         /// What the runtime's threads are called: "gopark" unless set. Linux shows the first 15 bytes.
@@ -238,7 +239,10 @@ impl Handle {
     /// # Panics
     /// Outside a runtime.
     pub fn current() -> Handle {
-        Handle::try_current().unwrap_or_else(|| outside("Handle::current"))
+        match Handle::try_current() {
+            Some(handle) => handle,
+            None => outside("Handle::current"),
+        }
     }
 
     /// The runtime that the calling code runs in, if any.
@@ -310,8 +314,12 @@ impl Handle {
     }
 
     /// The heap for a timer of the current runtime.
+    #[track_caller]
     pub(crate) fn timer_heap(who: &str) -> Arc<TimerHeap> {
-        with_sched(|sched| sched.map(|sched| sched.timer_heap().clone())).unwrap_or_else(|| outside(who))
+        match with_sched(|sched| sched.map(|sched| sched.timer_heap().clone())) {
+            Some(heap) => heap,
+            None => outside(who),
+        }
     }
 
     /// The netpoller of the current runtime; outside of one, `otherwise`.
@@ -320,7 +328,9 @@ impl Handle {
     }
 }
 
+/// Where the user's line is known, the panic names it: closures lose it.
 #[cold]
+#[track_caller]
 fn outside(who: &str) -> ! {
     panic!("gopark: {who} needs a runtime: call it inside `gopark::run`, `gopark::block_on`, or under `Handle::enter`")
 }
@@ -444,17 +454,31 @@ pub fn run<F: Future<Output: Send> + Send + 'static>(future: F) -> F::Output {
 #[track_caller]
 pub fn spawn<F: Future<Output: Send> + Send + 'static>(future: F) -> JoinHandle<F::Output> {
     let at = Location::caller();
-    with_sched(|sched| sched.map(|sched| sched.spawn(future, false, at))).unwrap_or_else(|| outside("spawn"))
+    match with_sched(|sched| sched.map(|sched| sched.spawn(future, false, at))) {
+        Some(handle) => handle,
+        None => outside("spawn"),
+    }
 }
 
 /// Runs a closure that may block on a thread of its own. See [`Handle::spawn_blocking`].
 ///
 /// # Panics
 /// Outside a runtime.
+///
+/// # Examples
+/// ```
+/// gopark::run(async {
+///     let text = gopark::spawn_blocking(|| std::fs::read_to_string("Cargo.toml")).await.unwrap();
+///     assert!(text.unwrap().contains("gopark"));
+/// });
+/// ```
 #[track_caller]
 pub fn spawn_blocking<F: FnOnce() -> R + Send + 'static, R: Send + 'static>(f: F) -> JoinHandle<R> {
     let (task, at) = (BlockingTask::new(f), Location::caller());
-    with_sched(|sched| sched.map(|sched| sched.spawn(task, true, at))).unwrap_or_else(|| outside("spawn_blocking"))
+    match with_sched(|sched| sched.map(|sched| sched.spawn(task, true, at))) {
+        Some(handle) => handle,
+        None => outside("spawn_blocking"),
+    }
 }
 
 /// Lets other tasks run: goes to the back of the queue. Go's `runtime.Gosched`.

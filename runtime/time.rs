@@ -30,16 +30,18 @@ use std::time::{Duration, Instant};
 ///     assert!(start.elapsed() >= Duration::from_millis(2));
 /// });
 /// ```
+#[track_caller]
 pub fn sleep(duration: Duration) -> Sleep {
-    sleep_until(after(Instant::now(), duration))
+    Sleep::new("sleep", after(Instant::now(), duration))
 }
 
 /// Waits until `deadline`. One in the past is over at once.
 ///
 /// # Panics
 /// As [`sleep`].
+#[track_caller]
 pub fn sleep_until(deadline: Instant) -> Sleep {
-    Sleep { heap: Handle::timer_heap("sleep"), deadline, timer: Timer::New }
+    Sleep::new("sleep_until", deadline)
 }
 
 /// `duration` after `start`, or as late as an `Instant` can be (trap TM5).
@@ -65,6 +67,11 @@ enum Timer {
 }
 
 impl Sleep {
+    #[track_caller]
+    fn new(who: &str, deadline: Instant) -> Sleep {
+        Sleep { heap: Handle::timer_heap(who), deadline, timer: Timer::New }
+    }
+
     /// When it ends.
     pub fn deadline(&self) -> Instant {
         self.deadline
@@ -88,7 +95,7 @@ impl Sleep {
         if self.heap.is_own(cx.waker()) {
             return Poll::Pending;
         }
-        panic!("gopark: a sleep was awaited after its runtime had been shut down; await it inside `block_on` or `run`")
+        panic!("gopark: a sleep was awaited after its runtime had been shut down; await it while that runs")
     }
 
     fn cancel(&mut self) {
@@ -165,13 +172,15 @@ pin_project! {
 ///     assert_eq!(std::io::Error::from(late.unwrap_err()).kind(), std::io::ErrorKind::TimedOut);
 /// });
 /// ```
+#[track_caller]
 pub fn timeout<F: IntoFuture>(duration: Duration, future: F) -> Timeout<F::IntoFuture> {
     timeout_at(after(Instant::now(), duration), future)
 }
 
 /// Waits for `future`, but not beyond `deadline`. Otherwise as [`timeout`].
+#[track_caller]
 pub fn timeout_at<F: IntoFuture>(deadline: Instant, future: F) -> Timeout<F::IntoFuture> {
-    Timeout { future: future.into_future(), sleep: sleep_until(deadline) }
+    Timeout { future: future.into_future(), sleep: Sleep::new("timeout", deadline) }
 }
 
 impl<F: Future> Future for Timeout<F> {
@@ -223,14 +232,16 @@ impl From<Elapsed> for io::Error {
 ///     assert!(start.elapsed() >= Duration::from_millis(2));
 /// });
 /// ```
+#[track_caller]
 pub fn interval(period: Duration) -> Interval {
     interval_at(Instant::now(), period)
 }
 
 /// Ticks every `period`, for the first time at `start`. Otherwise as [`interval`].
+#[track_caller]
 pub fn interval_at(start: Instant, period: Duration) -> Interval {
     assert!(!period.is_zero(), "gopark: an interval's period must not be zero");
-    Interval { sleep: sleep_until(start), period, missed: MissedTick::default() }
+    Interval { sleep: Sleep::new("interval", start), period, missed: MissedTick::default() }
 }
 
 /// What an [`Interval`] does after a tick that was taken late.
@@ -247,6 +258,7 @@ pub enum MissedTick {
 
 /// Made by [`interval`] and [`interval_at`]. Also a stream that never ends.
 #[derive(Debug)]
+#[must_use = "an interval does nothing unless its ticks are awaited"]
 pub struct Interval {
     sleep: Sleep,
     period: Duration,

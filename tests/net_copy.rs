@@ -415,7 +415,7 @@ fn sendfile_pipe() {
 }
 
 #[test]
-#[should_panic(expected = "only a file is read at an offset")]
+#[should_panic(expected = "`Copy::offset` is for files")]
 fn offset_of_a_stream() {
     runtime(1).run(async {
         let (stream, _peer) = tcp().await;

@@ -217,7 +217,7 @@ fn two_runtimes() {
     }
 }
 
-/// Whoever harvests its edge, a task runs on its own runtime's threads.
+/// Trap S9: whoever harvests its edge, a task runs on its own runtime's threads.
 #[test]
 fn tasks_stay_at_home() {
     let _alone = alone(30);

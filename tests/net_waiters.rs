@@ -451,7 +451,7 @@ fn distinct_wakers_and_one_edge() {
     }
 }
 
-/// Each connection goes to exactly one of many acceptors, and each acceptor that waits gets one in the end.
+/// Trap P21: each connection goes to exactly one of many acceptors, and each acceptor that waits gets one in the end.
 #[test]
 fn many_acceptors() {
     let _alone = alone(20);

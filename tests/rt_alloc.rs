@@ -103,6 +103,7 @@ async fn round_trips(stream: &TcpStream, size: usize) {
     }
 }
 
+/// And none for a timer (trap TM6): dead ones make room for the next.
 #[test]
 fn one_allocation_per_spawn_and_none_per_wake() {
     let _watchdog = support::watchdog(60);

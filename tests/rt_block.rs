@@ -402,6 +402,8 @@ fn calls_outside_a_runtime_panic_with_one_sentence() {
     panics_with("spawn needs a runtime", || drop(gopark::spawn(async {})));
     panics_with("spawn_blocking needs a runtime", || drop(gopark::spawn_blocking(|| {})));
     panics_with("sleep needs a runtime", || drop(gopark::time::sleep(std::time::Duration::ZERO)));
+    panics_with("timeout needs a runtime", || drop(gopark::time::timeout(std::time::Duration::ZERO, async {})));
+    panics_with("interval needs a runtime", || drop(gopark::time::interval(std::time::Duration::from_secs(1))));
     panics_with("a socket needs a runtime", || {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let _ = gopark::net::TcpListener::from_std(listener);

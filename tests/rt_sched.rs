@@ -108,7 +108,7 @@ fn pair_in_the_run_next_slot_and_everything_else() {
     assert!(used < limit, "nothing else moved until the pair had ended");
 }
 
-/// The 61-tick check: beside tasks that keep the local queue full, what is in the global queue is served.
+/// Trap S6, the 61-tick check: beside tasks that keep the local queue full, what is in the global queue is served.
 #[test]
 fn global_queue_beside_a_busy_local_queue() {
     let _watchdog = watchdog(60);

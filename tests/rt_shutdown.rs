@@ -467,8 +467,8 @@ fn failed_build_leaves_nothing_behind() {
     assert_eq!((count("/proc/self/task"), count("/proc/self/fd")), before);
 }
 
-/// A poll and a closure that are under way, and wait in `block_on` for a task, a timer or a socket of the runtime that
-/// ends: they get their answer, so that the end comes.
+/// Trap S17: a poll and a closure that are under way, and wait in `block_on` for a task, a timer or a socket of the
+/// runtime that ends: they get their answer, so that the end comes.
 #[test]
 fn drop_of_the_runtime_while_block_on_waits_inside() {
     let _watchdog = watchdog(20);

@@ -346,7 +346,7 @@ fn round(procs: usize, mut random: Random) -> usize {
     made
 }
 
-/// Traps S10, S13, S14, S17, S20 and TM2, in no order: every task has the end that it was meant to have, every future is
+/// Traps S10, S13, S14, S17, S20, P24 and TM2, in no order: every task has the end that it was meant to have, every future is
 /// dropped once, and nothing hangs.
 #[test]
 fn every_task_is_accounted_for() {

@@ -32,7 +32,7 @@ fn connections_that_died_in_the_queue_are_passed_over() {
     assert_eq!((codes.next(), backoff.pause.into_inner()), (None, 0));
 }
 
-/// However often it is asked, and whatever of the four is lacking.
+/// Trap P16: however often it is asked, and whatever of the four is lacking.
 #[test]
 fn no_call_is_made_during_a_pause() {
     let (_runtime, fd) = listener();

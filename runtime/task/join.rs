@@ -144,7 +144,7 @@ impl<T> Future for JoinHandle<T> {
         let mut output: Option<Result<T, Failure>> = None;
         // SAFETY: the task is complete, and with a JoinHandle its output is the handle's. `new`'s caller vouched for T.
         unsafe { (self.header().vtable.take_output)(self.task, (&raw mut output).cast()) };
-        let output = output.expect("a JoinHandle was polled after it had resolved");
+        let output = output.expect("gopark: a JoinHandle was polled after it had given its output");
         Poll::Ready(output.map_err(|failure| JoinError { id: self.id(), failure }))
     }
 }
