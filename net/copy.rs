@@ -39,7 +39,7 @@ const IN_A_ROW: i8 = 3;
 /// Where there was no pipe: so many more times must come before there is another try.
 const NO_PIPE: i8 = -100;
 /// What one unit of the budget moves.
-const UNIT: usize = 8 << 10;
+const UNIT: usize = 64 << 10;
 
 /// Copies everything from `reader` to `writer`, to the end of the stream or the file, and says how much that was.
 ///
