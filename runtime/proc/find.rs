@@ -13,7 +13,9 @@ use std::time::Duration;
 /// Every so many tasks an M looks at the clock, and at what is not in its own queue. Go's number.
 const CHECK_TICKS: u32 = 61;
 /// It looks more often if that many tasks take longer than this.
-const CHECK_NS: u64 = 500_000;
+const CHECK_NS: u64 = 250_000;
+/// It asks the network if nothing else has made it do so for this long. Each time costs a system call.
+const POLL_NS: u64 = 500_000;
 /// Tasks that may overtake the local queue in a row (trap S2).
 const STREAK: u32 = 3;
 /// A harvest wakes another M if it holds more work than this one does in so long a time.
@@ -52,7 +54,7 @@ impl Check {
         let at_work = self.since.get().is_some();
         self.end(tick, || now);
         self.since.set(Some((tick, now)));
-        let due = self.urgent.take() || at_work && now.saturating_sub(self.polled.get()) >= CHECK_NS;
+        let due = self.urgent.take() || at_work && now.saturating_sub(self.polled.get()) >= POLL_NS;
         if due || !at_work {
             self.polled.set(now);
         }
