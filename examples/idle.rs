@@ -34,12 +34,10 @@ fn main() {
     let workers = args.workers();
     args.end();
     match gopark::net::raise_nofile_limit() {
-        Ok(files) if 2 * conns as u64 + 32 > files => {
-            fail(format_args!(
-                "{conns} connections need two descriptors each, and this process may open {files}: try --conns {}",
-                files.saturating_sub(32) / 2
-            ))
-        }
+        Ok(files) if 2 * conns as u64 + 32 > files => fail(format_args!(
+            "{conns} connections need two descriptors each, and this process may open {files}: try --conns {}",
+            files.saturating_sub(32) / 2
+        )),
         // Where the limit is not known, connecting finds it.
         _ => {}
     }

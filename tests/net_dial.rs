@@ -111,7 +111,10 @@ fn bad_addresses() {
         for bad in ["", "localhost", "127.0.0.1", "127.0.0.1:", "127.0.0.1:65536", "127.0.0.1:http", "[::1]"] {
             let error = TcpStream::connect(bad).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidInput, "{bad:?}");
-            assert!(error.to_string().contains(&format!("{bad:?}")) && error.to_string().contains("HOST:PORT"), "{error}");
+            assert!(
+                error.to_string().contains(&format!("{bad:?}")) && error.to_string().contains("HOST:PORT"),
+                "{error}"
+            );
             assert_eq!(TcpListener::bind(bad).await.unwrap_err().kind(), ErrorKind::InvalidInput, "{bad:?}");
             assert!(lookup_host(bad).await.is_err());
         }
