@@ -46,7 +46,9 @@ macro_rules! check {
     };
 }
 
+#[allow(dead_code, reason = "older compilers do not see the use")]
 type NotSend = Rc<()>;
+#[allow(dead_code, reason = "as above")]
 type NotSync = Cell<()>;
 
 check! {

@@ -192,8 +192,8 @@ fn steps_without_descriptors() {
         let to = UnixStream::connect(&path).await?;
         let (sink, _) = timeout(PATIENCE, listener.accept()).await??;
         let _datagrams = (UnixDatagram::pair()?, UdpSocket::bind(ANY).await?);
-        let (reader, writer) = io::pipe()?;
-        let _pipe = (PollFd::new(reader)?, PollFd::new(writer)?);
+        let (one, other) = std::os::unix::net::UnixStream::pair()?;
+        let _both = (PollFd::new(one)?, PollFd::new(other)?);
         let feed = async {
             client.write_all(&vec![7; BULK]).await?;
             client.shutdown(Shutdown::Write)
