@@ -17,23 +17,16 @@ use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::pin::Pin;
-use std::sync::{Mutex, MutexGuard};
 use std::task::Poll;
 use std::thread;
 use std::time::{Duration, Instant};
-use support::{Watchdog, child, is_child, watchdog};
+use support::{child, is_child, watchdog};
 
 type StdTcp = std::net::TcpStream;
 type StdUnix = std::os::unix::net::UnixStream;
 
 /// Enough to leave the buffer, to fill every kernel buffer on the way, and to take a pipe many times.
 const BIG: usize = 24 << 20;
-
-/// A turn, and a watchdog for it.
-fn turn() -> (MutexGuard<'static, ()>, Watchdog) {
-    static TURN: Mutex<()> = Mutex::new(());
-    (TURN.lock().unwrap_or_else(|e| e.into_inner()), watchdog(60))
-}
 
 /// How many pipes of copies there are: they hold 1 MiB, and no pipe of a test does.
 fn pipes() -> usize {
@@ -169,13 +162,13 @@ fn futures_are_send_sync_and_unpin() {
 
 #[test]
 fn splice_small() {
-    let _turn = turn();
+    let _alone = alone(60);
     runtime(2).run(everywhere(1234, 5));
 }
 
 #[test]
 fn splice_big() {
-    let _turn = turn();
+    let _alone = alone(60);
     runtime(2).run(everywhere(BIG, 200_000));
     assert_eq!(pipes(), 0, "the last copy leaves no pipe behind");
 }
@@ -183,7 +176,7 @@ fn splice_big() {
 /// Both sides block, now one and now the other, at sizes around what a copy takes for much.
 #[test]
 fn splice_odd_sizes() {
-    let _turn = turn();
+    let _alone = alone(60);
     runtime(2).run(async {
         for chunk in [16_383, 16_385, 65_537, 1_000_003] {
             everywhere(3_000_017, chunk).await;
@@ -193,7 +186,7 @@ fn splice_odd_sizes() {
 
 #[test]
 fn splice_honours_limit() {
-    let _turn = turn();
+    let _alone = alone(60);
     runtime(2).run(async {
         // Exactly so many are taken, and the next copy finds the rest.
         let (reader, source) = tcp().await;
@@ -216,7 +209,7 @@ fn splice_honours_limit() {
 
 #[test]
 fn splice_reader_at_eof() {
-    let _turn = turn();
+    let _alone = alone(60);
     runtime(2).run(async {
         let (reader, source) = tcp().await;
         let (writer, mut sink) = tcp().await;
@@ -238,7 +231,7 @@ fn splice_reader_at_eof() {
 /// Go's issue 25985: a proxy whose copies in both directions wait while either end goes away.
 #[test]
 fn splice_issue_25985() {
-    let _turn = turn();
+    let _alone = alone(60);
     runtime(2).run(async {
         for client_first in [true, false] {
             let (front, mut client) = tcp().await;
@@ -267,7 +260,7 @@ fn splice_issue_25985() {
 /// Messages stay messages: sockets that have such are not spliced.
 #[test]
 fn splice_no_unixpacket() {
-    let _turn = turn();
+    let _alone = alone(60);
     runtime(2).run(async {
         let seqpacket = || {
             let (ours, theirs) = Socket::pair(Domain::UNIX, Type::SEQPACKET, None).unwrap();
@@ -298,7 +291,7 @@ fn splice_no_unixpacket() {
 /// Of a socket that does not stream, and one end that is no socket at all.
 #[test]
 fn what_splice_refuses_is_copied() {
-    let _turn = turn();
+    let _alone = alone(60);
     runtime(2).run(async {
         // sendfile(2) wants a file that can be sought.
         let (reader, source) = pipe().unwrap();
@@ -321,7 +314,7 @@ fn what_splice_refuses_is_copied() {
 /// The process's own memory is a file that can be read at offsets, and that sendfile(2) does not know.
 #[test]
 fn what_sendfile_refuses_is_copied() {
-    let _turn = turn();
+    let _alone = alone(60);
     runtime(2).run(async {
         let data = Pattern::new(7).bytes(300_000);
         let at = data.as_ptr() as u64;
@@ -339,7 +332,7 @@ fn what_sendfile_refuses_is_copied() {
 
 #[test]
 fn sendfile() {
-    let _turn = turn();
+    let _alone = alone(60);
     runtime(2).run(async {
         let file = file(BIG);
         let (to_tcp, tcp_sink) = tcp().await;
@@ -358,7 +351,7 @@ fn sendfile() {
 
 #[test]
 fn sendfile_parts() {
-    let _turn = turn();
+    let _alone = alone(60);
     runtime(2).run(async {
         let (mut file, len) = (file(1 << 20), 1u64 << 20);
         let (writer, sink) = tcp().await;
@@ -383,7 +376,7 @@ fn sendfile_parts() {
 
 #[test]
 fn sendfile_seeked() {
-    let _turn = turn();
+    let _alone = alone(60);
     runtime(2).run(async {
         let mut file = file(100_000);
         let (writer, sink) = tcp().await;
@@ -398,7 +391,7 @@ fn sendfile_seeked() {
 
 #[test]
 fn sendfile_pipe() {
-    let _turn = turn();
+    let _alone = alone(60);
     runtime(2).run(async {
         // A pipe is no file: what comes later is waited for.
         let (reader, mut source) = pipe_from().await;
@@ -425,7 +418,7 @@ fn offset_of_a_stream() {
 
 #[test]
 fn sendfile_on_write_timeout_exceeded() {
-    let _turn = turn();
+    let _alone = alone(60);
     runtime(2).run(async {
         let file = file(BIG);
         let (writer, sink) = tcp().await;
@@ -471,7 +464,7 @@ fn cancel_in_the_middle_is_byte_exact() {
         assert_eq!(pattern.taken(), BIG);
         feed.join().unwrap();
     }
-    let _turn = turn();
+    let _alone = alone(60);
     runtime(2).run(async {
         for chunk in [1000, 1_000_000] {
             let rest = async |reader: TcpStream| {
@@ -500,7 +493,7 @@ fn cancel_in_the_middle_is_byte_exact() {
 /// A deadline stops the copy; set anew, the same future goes on, and nothing is lost.
 #[test]
 fn deadline_in_the_middle_and_on() {
-    let _turn = turn();
+    let _alone = alone(60);
     runtime(2).run(async {
         for chunk in [1000, 1_000_000] {
             let (reader, source) = tcp().await;
@@ -535,7 +528,7 @@ fn deadline_in_the_middle_and_on() {
 
 #[test]
 fn close_of_either_end_wakes_the_copy() {
-    let _turn = turn();
+    let _alone = alone(60);
     runtime(2).run(async {
         // Bulk waits for the writer alone; messages wait for both, in one direction each.
         for (bulk, closes) in [(false, &[false, true][..]), (true, &[false])] {
@@ -567,7 +560,7 @@ fn close_of_either_end_wakes_the_copy() {
 /// Half-closes travel through, in both directions, and the bulk before them.
 #[test]
 fn bidirectional_bulk_with_half_closes() {
-    let _turn = turn();
+    let _alone = alone(60);
     runtime(2).run(async {
         let (front, client) = tcp().await;
         let (back, server) = unix().await;
@@ -595,7 +588,7 @@ fn bidirectional_bulk_with_half_closes() {
 /// A direction that never waits leaves the other its turns.
 #[test]
 fn endless_one_way_and_a_word_the_other() {
-    let _turn = turn();
+    let _alone = alone(60);
     runtime(1).run(async {
         let pair = || Socket::pair(Domain::UNIX, Type::SEQPACKET, None).unwrap();
         for swap in [false, true] {
@@ -620,7 +613,7 @@ fn endless_one_way_and_a_word_the_other() {
 /// Short messages take no pipe; bulk does, until it is short again.
 #[test]
 fn bulk_takes_a_pipe_and_messages_take_none() {
-    let _turn = turn();
+    let _alone = alone(60);
     runtime(2).run(async {
         let (reader, mut source) = tcp().await;
         let (writer, mut sink) = tcp().await;
@@ -666,7 +659,7 @@ async fn stuck(n: usize) -> Vec<(UnixStream, UnixStream, StdUnix, StdUnix)> {
 fn more_stuck_copies_than_pipes() {
     const MANY: usize = 80;
     const LEN: usize = 2 << 20;
-    let _turn = turn();
+    let _alone = alone(60);
     runtime(2).run(async {
         let ends = stuck(MANY).await;
         let mut feeds = Vec::new();
@@ -708,7 +701,7 @@ fn more_stuck_copies_than_pipes() {
 /// A pipe that has bytes in it is closed, and never the next copy's.
 #[test]
 fn cancelled_copy_and_next_one() {
-    let _turn = turn();
+    let _alone = alone(60);
     runtime(2).run(async {
         // It keeps the pool in use.
         let (reader, mut source) = unix().await;
@@ -742,7 +735,7 @@ fn cancelled_copy_and_next_one() {
 #[test]
 fn idle_after_bulk() {
     const MANY: usize = 30;
-    let _turn = turn();
+    let _alone = alone(60);
     runtime(2).run(async {
         let mut idle = Vec::new();
         for _ in 0..MANY {
@@ -770,7 +763,7 @@ fn idle_after_bulk() {
 /// Trap P25: urgent data, at whose mark splice(2) stops for good.
 #[test]
 fn urgent_data_in_the_middle() {
-    let _turn = turn();
+    let _alone = alone(60);
     runtime(2).run(async {
         for (before, after) in [(0, 100), (100, 100), (8 << 20, 8 << 20), (8 << 20, 100), (8 << 20, 0)] {
             let (reader, mut source) = tcp().await;
@@ -793,7 +786,7 @@ fn urgent_data_in_the_middle() {
 /// Trap P25: descriptors that are passed along cut a read short. They get lost, and no byte does.
 #[test]
 fn descriptors_passed_in_the_middle() {
-    let _turn = turn();
+    let _alone = alone(60);
     let open = open_fds();
     runtime(2).run(async {
         let (reader, source) = unix().await;
@@ -840,6 +833,8 @@ fn in_a_child(test: &str, body: impl FnOnce()) {
         let _dog = watchdog(60);
         return body();
     }
+    // Its pipes are no leak of another test.
+    let _turn = one_at_a_time();
     let output = child(test, &[]);
     assert!(output.status.success(), "{:?}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
 }
