@@ -90,7 +90,7 @@ impl Dialer {
         let deadline = by_timeout.into_iter().chain(self.deadline).min();
         let addrs = match deadline {
             None => addr.resolve().await?,
-            Some(at) => timeout_at(at, addr.resolve()).await??,
+            Some(at) => timeout_at(at, addr.resolve()).or_gone().await???,
         };
         // Boxed: a task that dials once need not be so large for life.
         Box::pin(self.parallel(addrs.collect(), deadline)).await
@@ -105,7 +105,7 @@ impl Dialer {
             return primary.await;
         }
         let mut fallback = pin!(self.serial(fallbacks, deadline));
-        let (is_primary, result) = match timeout(self.fallback_delay, primary.as_mut()).await {
+        let (is_primary, result) = match timeout(self.fallback_delay, primary.as_mut()).or_gone().await? {
             Ok(result) => (true, result),
             Err(_) => {
                 poll_fn(|cx| match primary.as_mut().poll(cx) {

@@ -200,7 +200,7 @@ impl UnixStream {
         let mut pause = Duration::from_millis(1);
         while let Err(error) = socket.connect(&addr) {
             match error.kind() {
-                io::ErrorKind::WouldBlock => sleep(pause).await,
+                io::ErrorKind::WouldBlock => sleep(pause).or_gone().await?,
                 io::ErrorKind::Interrupted => continue,
                 _ => return Err(error),
             }

@@ -1,14 +1,16 @@
 //! Sleeps, timeouts, intervals: Go's `time.Sleep`, `context.WithTimeout`, `time.Ticker`, as futures.
 
 use super::budget;
+use super::netpoll::slot::Shut;
 use super::proc::TimerHeap;
 use super::runtime::Handle;
 use super::timer::Key;
 use futures_core::Stream;
 use pin_project_lite::pin_project;
 use std::fmt;
+use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -89,28 +91,14 @@ impl Sleep {
         self.timer = Timer::New;
     }
 
-    /// The runtime has ended. A task of its own is about to be dropped; whoever else waits has to hear of it.
-    #[cold]
-    fn gone(&self, cx: &Context<'_>) -> Poll<()> {
-        if self.heap.is_own(cx.waker()) {
-            return Poll::Pending;
-        }
-        panic!("gopark: a sleep was awaited after its runtime had been shut down; await it while that runs")
+    /// For what has errors: `Gone`, where the future itself panics.
+    pub(crate) async fn or_gone(mut self) -> Result<(), Shut> {
+        poll_fn(|cx| self.poll_or_gone(cx)).await
     }
 
-    fn cancel(&mut self) {
-        if let Timer::Waiting(key) = self.timer {
-            drop(self.heap.timers.cancel(key));
-        }
-    }
-}
-
-impl Future for Sleep {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_or_gone(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Shut>> {
         match self.timer {
-            Timer::Elapsed => return Poll::Ready(()),
+            Timer::Elapsed => return Poll::Ready(Ok(())),
             Timer::Waiting(key) => {
                 if self.heap.timers.refresh(key, cx.waker()) {
                     return Poll::Pending;
@@ -132,7 +120,34 @@ impl Future for Sleep {
         }
         ready!(budget::poll_take(cx));
         self.timer = Timer::Elapsed;
-        Poll::Ready(())
+        Poll::Ready(Ok(()))
+    }
+
+    /// The runtime has ended. A task of its own is about to be dropped; whoever else waits has to hear of it.
+    #[cold]
+    fn gone(&self, cx: &Context<'_>) -> Poll<Result<(), Shut>> {
+        if self.heap.is_own(cx.waker()) { Poll::Pending } else { Poll::Ready(Err(Shut::Gone)) }
+    }
+
+    fn cancel(&mut self) {
+        if let Timer::Waiting(key) = self.timer {
+            drop(self.heap.timers.cancel(key));
+        }
+    }
+}
+
+/// Where nobody can be told by an error that the runtime has ended.
+fn expect_runtime<T>(result: Result<T, Shut>) -> T {
+    result.unwrap_or_else(|_| {
+        panic!("gopark: a sleep was awaited after its runtime had been shut down; await it while that runs")
+    })
+}
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.poll_or_gone(cx).map(expect_runtime)
     }
 }
 
@@ -183,17 +198,29 @@ pub fn timeout_at<F: IntoFuture>(deadline: Instant, future: F) -> Timeout<F::Int
     Timeout { future: future.into_future(), sleep: Sleep::new("timeout", deadline) }
 }
 
+impl<F: Future> Timeout<F> {
+    /// For what has errors: as [`Sleep::or_gone`].
+    pub(crate) async fn or_gone(self) -> Result<Result<F::Output, Elapsed>, Shut> {
+        let mut timeout = pin!(self);
+        poll_fn(|cx| timeout.as_mut().poll_or_gone(cx)).await
+    }
+
+    fn poll_or_gone(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Result<F::Output, Elapsed>, Shut>> {
+        let this = self.project();
+        if let Poll::Ready(output) = this.future.poll(cx) {
+            return Poll::Ready(Ok(Ok(output)));
+        }
+        // A future that has used up the budget must not keep the time from being looked at.
+        let _budget = budget::without_budget();
+        this.sleep.poll_or_gone(cx).map_ok(|()| Err(Elapsed(())))
+    }
+}
+
 impl<F: Future> Future for Timeout<F> {
     type Output = Result<F::Output, Elapsed>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        if let Poll::Ready(output) = this.future.poll(cx) {
-            return Poll::Ready(Ok(output));
-        }
-        // A future that has used up the budget must not keep the time from being looked at.
-        let _budget = budget::without_budget();
-        Pin::new(this.sleep).poll(cx).map(|()| Err(Elapsed(())))
+        self.poll_or_gone(cx).map(expect_runtime)
     }
 }
 
@@ -271,7 +298,7 @@ impl Interval {
     /// # Cancel safety
     /// Safe: a tick that is not taken comes again.
     pub async fn tick(&mut self) -> Instant {
-        std::future::poll_fn(|cx| self.poll_tick(cx)).await
+        poll_fn(|cx| self.poll_tick(cx)).await
     }
 
     /// The same, to be polled.
@@ -319,5 +346,35 @@ impl Stream for Interval {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Instant>> {
         self.poll_tick(cx).map(Some)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::runtime::Builder;
+    use futures::executor::block_on;
+    use futures::task::noop_waker_ref;
+    use std::future::pending;
+
+    /// On another's executor: waiting when the runtime ends, and begun after that.
+    #[test]
+    fn shutdown_and_or_gone() {
+        let hour = Duration::from_secs(3600);
+        let runtime = Builder::new().workers(1).build().unwrap();
+        let handle = runtime.handle().clone();
+        let _entered = handle.enter();
+        let mut sleeping = pin!(sleep(hour).or_gone());
+        let mut timing = pin!(timeout(hour, pending::<()>()).or_gone());
+        let cx = &mut Context::from_waker(noop_waker_ref());
+        assert!(sleeping.as_mut().poll(cx).is_pending());
+        assert!(timing.as_mut().poll(cx).is_pending());
+        drop(runtime);
+        assert_eq!(block_on(sleeping), Err(Shut::Gone));
+        assert_eq!(block_on(timing), Err(Shut::Gone));
+        assert_eq!(block_on(sleep(hour).or_gone()), Err(Shut::Gone));
+        assert_eq!(block_on(timeout(hour, pending::<()>()).or_gone()), Err(Shut::Gone));
+        assert_eq!(block_on(timeout(hour, async { 1 }).or_gone()), Ok(Ok(1)));
+        assert_eq!(block_on(timeout(Duration::ZERO, pending::<()>()).or_gone()), Ok(Err(Elapsed(()))));
     }
 }

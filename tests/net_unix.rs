@@ -5,7 +5,7 @@ mod net;
 mod support;
 
 use gopark::Runtime;
-use gopark::net::{Closed, UnixDatagram, UnixListener, UnixStream};
+use gopark::net::{Closed, RuntimeGone, UnixDatagram, UnixListener, UnixStream};
 use net::{Count, Pattern, alone, is_pending, noop, one_at_a_time, poll, runtime};
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
@@ -305,6 +305,35 @@ fn connect_waits_while_the_queue_is_full() {
         drop(listener);
         assert_eq!(connect.await.unwrap_err().kind(), ErrorKind::ConnectionRefused);
     });
+}
+
+/// Whoever waits for room when the runtime ends hears of it, on another's executor too, and so does whoever comes later.
+#[test]
+fn connect_to_a_full_queue_and_shutdown() {
+    let _alone = alone(20);
+    let runtime = runtime(1);
+    let name = Name::new("shutdown");
+    let (_listener, _clients) = full_listener(&name);
+    let handle = runtime.handle().clone();
+    let mut connect = Box::pin(UnixStream::connect(name.0.clone()));
+    {
+        let _guard = handle.enter();
+        assert!(poll(&mut connect, &noop()).is_pending());
+    }
+    let waiting = {
+        let handle = handle.clone();
+        std::thread::spawn(move || {
+            let _guard = handle.enter();
+            futures::executor::block_on(connect)
+        })
+    };
+    drop(runtime);
+    let _guard = handle.enter();
+    let later = futures::executor::block_on(UnixStream::connect(&name));
+    for result in [waiting.join().unwrap(), later] {
+        let error = result.unwrap_err();
+        assert!(error.get_ref().is_some_and(|e| e.is::<RuntimeGone>()), "{error}");
+    }
 }
 
 /// It asks ever more rarely, and never spins: five looks take 1 + 2 + 4 + 8 + 16 ms at least.
