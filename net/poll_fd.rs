@@ -15,13 +15,17 @@ use std::time::Instant;
 /// # Examples
 /// ```
 /// use gopark::io::PollFd;
-/// use std::io::{Read, Write};
+/// use std::fs::File;
+/// use std::io::Read;
+/// use std::os::fd::OwnedFd;
+/// use std::process::{Command, Stdio};
 /// gopark::run(async {
-///     let (reader, writer) = std::io::pipe()?;
-///     let (reader, writer) = (PollFd::new(reader)?, PollFd::new(writer)?);
-///     writer.write_with(|mut pipe| pipe.write(b"hello")).await?;
+///     let mut echo = Command::new("echo").arg("hello").stdout(Stdio::piped()).spawn()?;
+///     let pipe = PollFd::new(File::from(OwnedFd::from(echo.stdout.take().unwrap())))?;
 ///     let mut buf = [0; 16];
-///     assert_eq!(reader.read_with(|mut pipe| pipe.read(&mut buf)).await?, 5);
+///     assert_eq!(pipe.read_with(|mut pipe| pipe.read(&mut buf)).await?, 6);
+///     assert_eq!(&buf[..6], b"hello\n");
+///     echo.wait()?;
 ///     std::io::Result::Ok(())
 /// })?;
 /// # std::io::Result::Ok(())
