@@ -46,11 +46,6 @@ macro_rules! check {
     };
 }
 
-#[allow(dead_code, reason = "older compilers do not see the use")]
-type NotSend = Rc<()>;
-#[allow(dead_code, reason = "as above")]
-type NotSync = Cell<()>;
-
 check! {
     Builder: Send + Sync + Unpin;
     Runtime: Send + Sync + Unpin;
@@ -58,9 +53,9 @@ check! {
     EnterGuard<'static>: !Send + Unpin;
     StillRunning: Send + Sync + Unpin;
     JoinHandle<()>: Send + Sync + Unpin;
-    JoinHandle<NotSync>: Send + Sync + Unpin;
+    JoinHandle<Cell<()>>: Send + Sync + Unpin;
     JoinHandle<PhantomPinned>: Send + Sync + Unpin;
-    JoinHandle<NotSend>: !Send + Unpin;
+    JoinHandle<Rc<()>>: !Send + Unpin;
     AbortHandle: Send + Sync + Unpin;
     JoinError: Send + Sync + Unpin;
     TaskId: Send + Sync + Unpin;
@@ -68,7 +63,7 @@ check! {
 
     Sleep: Send + Sync;
     Timeout<Ready<()>>: Send + Sync;
-    Timeout<Pending<NotSend>>: Send;
+    Timeout<Pending<Rc<()>>>: Send;
     Interval: Send + Sync + Unpin;
     MissedTick: Send + Sync + Unpin;
     Elapsed: Send + Sync + Unpin;
