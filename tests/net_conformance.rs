@@ -625,9 +625,8 @@ fn tcp_big() {
     big(64 << 20);
 }
 
-/// To the last byte. (A sanitizer's shadow of it would need as much memory as it is long.)
+/// To the last byte. (The sanitizers' steps leave it out: the shadow would need as much memory as it is long.)
 #[test]
-#[ignore = "takes some seconds"]
 fn tcp_big_to_the_last_byte() {
     big(Zeros::LEN);
 }
