@@ -2,44 +2,22 @@
 //!
 //! The allocator counts what the process holds, so one test runs at a time.
 
+#[path = "support/alloc.rs"]
+mod alloc;
 #[path = "support/net.rs"]
 mod net;
 mod support;
 
+use alloc::{ALLOCATIONS, LIVE};
 use gopark::net::{TcpListener, TcpStream};
 use gopark::time::{sleep, timeout};
 use gopark::{JoinHandle, yield_now};
 use net::*;
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::{self, Write};
 use std::net::{Shutdown, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
-
-struct Counting;
-
-static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
-static LIVE: AtomicIsize = AtomicIsize::new(0);
-
-// SAFETY: everything is passed on to the system's allocator; beside that, only numbers change.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, SeqCst);
-        LIVE.fetch_add(layout.size() as isize, SeqCst);
-        // SAFETY: as the caller promises.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(layout.size() as isize, SeqCst);
-        // SAFETY: as the caller promises.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// splitmix64.
 #[derive(Clone, Copy)]

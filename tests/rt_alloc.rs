@@ -4,41 +4,19 @@
 //! apart: each measurement runs once before it counts. What a sysmon tick or a late thread allocates would show in one
 //! measurement but not in every one, so the least of a few is taken.
 
+#[path = "support/alloc.rs"]
+mod alloc;
 mod support;
 
+use alloc::{ALLOCATIONS, LIVE};
 use futures::task::AtomicWaker;
 use gopark::Builder;
 use gopark::net::{TcpListener, TcpStream};
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::task::Poll;
 use std::time::Duration;
-
-struct Counting;
-
-static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
-static LIVE: AtomicIsize = AtomicIsize::new(0);
-
-// SAFETY: everything is passed on to the system's allocator; beside that, only numbers change.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, SeqCst);
-        LIVE.fetch_add(layout.size() as isize, SeqCst);
-        // SAFETY: as the caller promises.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(layout.size() as isize, SeqCst);
-        // SAFETY: as the caller promises.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// Allocations of one run of `work`: the least of a few.
 async fn allocations<F: Future<Output = ()>>(mut work: impl FnMut() -> F) -> usize {
