@@ -82,19 +82,19 @@ impl UdpSocket {
     }
 
     /// Receives as many datagrams as are there, at most 32, by one system call, each into a buffer of its own, waiting
-    /// until one is. Returns what came with each, in order: none if there is no buffer.
+    /// until one is. What came with each is appended to `received`, in order, after what that holds already. Returns how
+    /// many there were: 0 if there is no buffer.
     ///
     /// # Errors
     /// As [`recv`](Self::recv).
     ///
     /// # Cancel safety
-    /// Safe: no datagram is lost.
-    pub async fn recv_many(&self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<Vec<Received>> {
-        let mut received = Vec::with_capacity(bufs.len().min(sys::DATAGRAMS));
-        if !bufs.is_empty() {
-            self.fd.io_op(Side::Read, 0, |s| sys::recv_many(s, bufs, &mut received)).await?;
+    /// Safe: no datagram is lost, and `received` is as it was.
+    pub async fn recv_many(&self, bufs: &mut [IoSliceMut<'_>], received: &mut Vec<Received>) -> io::Result<usize> {
+        if bufs.is_empty() {
+            return Ok(0);
         }
-        Ok(received)
+        self.fd.io_op(Side::Read, 0, |s| sys::recv_many(s, bufs, received)).await
     }
 
     /// Sends as many of the datagrams as there is room for, at most 32, by one system call, waiting until there is room
@@ -115,7 +115,9 @@ impl UdpSocket {
     ///     let to = Some(socket.local_addr()?);
     ///     assert_eq!(socket.send_many(&[(IoSlice::new(b"a"), to), (IoSlice::new(b"bcd"), to)]).await?, 2);
     ///     let (mut one, mut two) = ([0; 2], [0; 2]);
-    ///     let received = socket.recv_many(&mut [IoSliceMut::new(&mut one), IoSliceMut::new(&mut two)]).await?;
+    ///     let mut received = Vec::new();
+    ///     let bufs = &mut [IoSliceMut::new(&mut one), IoSliceMut::new(&mut two)];
+    ///     assert_eq!(socket.recv_many(bufs, &mut received).await?, 2);
     ///     assert_eq!((one, two), (*b"a\0", *b"bc"));
     ///     assert_eq!((received[0].len, received[0].truncated), (1, false));
     ///     assert_eq!((received[1].len, received[1].truncated), (2, true));

@@ -185,7 +185,7 @@ fn udp_futures(socket: &UdpSocket, addr: SocketAddr) {
     send_sync(socket.connect(addr));
     send_sync(socket.send_to(&a, addr));
     send_sync(socket.send_many(&[(IoSlice::new(&a), Some(addr))]));
-    send_sync(socket.recv_many(&mut [IoSliceMut::new(&mut a)]));
+    send_sync(socket.recv_many(&mut [IoSliceMut::new(&mut a)], &mut Vec::new()));
     send_sync(socket.recv_from(&mut a));
     send_sync(socket.readable());
 }

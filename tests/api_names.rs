@@ -357,7 +357,8 @@ fn net_udp() {
         let Received { len, addr, truncated, .. } = b.recv_msg(&mut [io::IoSliceMut::new(&mut buf)]).await.unwrap();
         assert_eq!((len, addr, truncated), (1, a.local_addr().unwrap(), false));
         b.try_recv_msg(&mut [io::IoSliceMut::new(&mut buf)]).unwrap();
-        let received: Vec<Received> = b.recv_many(&mut [io::IoSliceMut::new(&mut buf)]).await.unwrap();
+        let mut received: Vec<Received> = Vec::new();
+        assert_eq!(b.recv_many(&mut [io::IoSliceMut::new(&mut buf)], &mut received).await.unwrap(), 1);
         assert_eq!(received.len(), 1);
         assert!(a.take_error().unwrap().is_none());
         a.set_broadcast(false).unwrap();

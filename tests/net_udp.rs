@@ -129,7 +129,8 @@ fn datagram_is_longer_than_the_buffer() {
         let got = b.try_recv_msg(&mut [IoSliceMut::new(&mut buf)]).unwrap();
         assert_eq!((got.len, got.truncated), (4, true));
         let (mut one, mut two) = ([0; 7], [0; 4]);
-        let got = b.recv_many(&mut [IoSliceMut::new(&mut one), IoSliceMut::new(&mut two)]).await.unwrap();
+        let (bufs, mut got) = (&mut [IoSliceMut::new(&mut one), IoSliceMut::new(&mut two)], Vec::new());
+        assert_eq!(b.recv_many(bufs, &mut got).await.unwrap(), 2);
         assert_eq!(got.iter().map(|r| (r.len, r.truncated)).collect::<Vec<_>>(), [(7, true), (4, false)]);
         assert_eq!((&one, &two), (b"too lon", b"fits"));
         let error = a.send(&[0; 70_000]).await.unwrap_err();
@@ -157,8 +158,10 @@ fn many_to_many() {
             let mut bufs: Vec<_> = space.iter_mut().map(|buf| IoSliceMut::new(buf)).collect();
             let mut received = Vec::new();
             while received.len() < 25 {
+                // Appended to what the calls before have brought.
                 let at = received.len();
-                received.append(&mut socket.recv_many(&mut bufs[at..]).await.unwrap());
+                let n = socket.recv_many(&mut bufs[at..], &mut received).await.unwrap();
+                assert_eq!(received.len(), at + n);
             }
             assert_eq!(received.len(), 25);
             for (k, (got, buf)) in received.iter().zip(&space).enumerate() {
@@ -169,17 +172,18 @@ fn many_to_many() {
         }
         // Nothing asked for: nothing waited for.
         assert!(is_pending(&mut Box::pin(b.recv(&mut []))).await);
-        assert!(b.recv_many(&mut []).await.unwrap().is_empty());
+        assert_eq!(b.recv_many(&mut [], &mut Vec::new()).await.unwrap(), 0);
         assert_eq!(a.send_many(&[]).await.unwrap(), 0);
 
         // To the peer. One that waits is given what is there, not what would fill its buffers.
         a.connect(b_addr).await.unwrap();
         let (mut x, mut y) = ([0; 8], [0; 8]);
         let bufs = &mut [IoSliceMut::new(&mut x), IoSliceMut::new(&mut y)];
-        let mut recv = Box::pin(b.recv_many(bufs));
+        let mut received = Vec::new();
+        let mut recv = Box::pin(b.recv_many(bufs, &mut received));
         assert!(is_pending(&mut recv).await);
         assert_eq!(a.send_many(&[(IoSlice::new(b""), None)]).await.unwrap(), 1);
-        let received = recv.await.unwrap();
+        assert_eq!(recv.await.unwrap(), 1);
         assert_eq!((received.len(), received[0].len, received[0].addr), (1, 0, a_addr));
         // An error of the second comes when it is the first.
         let long = [0; 70_000];
@@ -245,9 +249,9 @@ fn close_wakes_whoever_waits() {
         // With a peer and without: shutdown(2) does nothing for the latter.
         for socket in [bound().await.0, connected().await.0] {
             let (mut x, mut y, mut z) = ([0; 8], [0; 8], [0; 8]);
-            let bufs = &mut [IoSliceMut::new(&mut z)];
+            let (bufs, received) = (&mut [IoSliceMut::new(&mut z)], &mut Vec::new());
             let (mut recv, mut from) = (Box::pin(socket.recv(&mut x)), Box::pin(socket.recv_from(&mut y)));
-            let (mut many, mut readable) = (Box::pin(socket.recv_many(bufs)), Box::pin(socket.readable()));
+            let (mut many, mut readable) = (Box::pin(socket.recv_many(bufs, received)), Box::pin(socket.readable()));
             assert!(is_pending(&mut recv).await && is_pending(&mut from).await);
             assert!(is_pending(&mut many).await && is_pending(&mut readable).await);
             socket.close();

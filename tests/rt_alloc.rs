@@ -11,8 +11,9 @@ mod support;
 use alloc::{ALLOCATIONS, LIVE};
 use futures::task::AtomicWaker;
 use gopark::Builder;
-use gopark::net::{TcpListener, TcpStream};
+use gopark::net::{TcpListener, TcpStream, UdpSocket};
 use std::future::poll_fn;
+use std::io::{IoSlice, IoSliceMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::task::Poll;
@@ -119,6 +120,24 @@ fn one_allocation_per_spawn_and_none_per_wake() {
             }
             drop(client);
             echo.await.unwrap();
+
+            // Datagrams. The one allocation is the caller's list.
+            let (sender, receiver) =
+                (UdpSocket::bind("127.0.0.1:0").await.unwrap(), UdpSocket::bind("127.0.0.1:0").await.unwrap());
+            let to = Some(receiver.local_addr().unwrap());
+            let datagrams = async || {
+                let (mut one, mut two) = ([0; 4], [0; 4]);
+                let mut bufs = [IoSliceMut::new(&mut one), IoSliceMut::new(&mut two)];
+                let mut received = Vec::with_capacity(2);
+                for _ in 0..N {
+                    received.clear();
+                    sender.send_many(&[(IoSlice::new(b"a"), to), (IoSlice::new(b"b"), to)]).await.unwrap();
+                    while received.len() < 2 {
+                        receiver.recv_many(&mut bufs, &mut received).await.unwrap();
+                    }
+                }
+            };
+            assert_eq!(allocations(datagrams).await, 1, "datagrams, {workers} workers");
 
             // Timers, armed and fired, and armed and cancelled.
             let sleeps = || async {
