@@ -242,7 +242,7 @@ impl<T: AsFd> Drop for Fd<T> {
 
 impl<T: AsFd + fmt::Debug> fmt::Debug for Fd<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&self.io, f)
+        fmt::Debug::fmt(self.io(), f)
     }
 }
 

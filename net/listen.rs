@@ -151,7 +151,6 @@ impl fmt::Debug for Control {
 /// and not before, however many connections make edges meanwhile. All acceptors share it, and a success ends it.
 ///
 /// The waiting itself is the slot's, so that a close and a deadline end it as any other.
-#[derive(Debug)]
 pub(crate) struct Backoff {
     start: Instant,
     /// The pause: its length in ms, in the low 16 bits, and above, when it ends, in ms from `start`; 0 without one.

@@ -61,6 +61,13 @@ macro_rules! owner {
     ($t:ident: $std:ty $(, before into_std: $release:path)?) => {
         has_fd!(impl[] $t: $std);
 
+        /// As std's type: the addresses and the descriptor.
+        impl fmt::Debug for $t {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(&self.fd, f)
+            }
+        }
+
         impl $t {
             /// Takes over a socket of std's.
             ///

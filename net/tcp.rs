@@ -11,6 +11,7 @@ use crate::runtime::poll_gate::{Closed, Side, Start};
 use futures_core::Stream;
 use futures_io::{AsyncRead, AsyncWrite};
 use socket2::SockRef;
+use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{self, Shutdown, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
@@ -35,7 +36,6 @@ use std::time::{Duration, Instant};
 /// })?;
 /// # std::io::Result::Ok(())
 /// ```
-#[derive(Debug)]
 pub struct TcpListener {
     fd: Fd<net::TcpListener>,
     backoff: Backoff,
@@ -75,7 +75,6 @@ impl TcpListener {
 /// All operations take `&self`: any number of tasks may use one connection at once. Dropping it closes it.
 ///
 /// `futures_io::{AsyncRead, AsyncWrite}` are there for `TcpStream`, `&TcpStream` and the halves.
-#[derive(Debug)]
 pub struct TcpStream {
     pub(super) fd: Fd<net::TcpStream>,
 }

@@ -6,6 +6,7 @@ use super::resolve::{ToSocketAddrs, first, no_address};
 use super::socket::{self, HasFd, both_sides, forward, has_fd, owner, read_side, write_side};
 use super::sys::{self, Received};
 use crate::runtime::poll_gate::{Side, Start};
+use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{self, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
@@ -32,7 +33,6 @@ use std::time::Instant;
 /// })?;
 /// # std::io::Result::Ok(())
 /// ```
-#[derive(Debug)]
 pub struct UdpSocket {
     fd: Fd<net::UdpSocket>,
 }

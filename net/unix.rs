@@ -14,6 +14,7 @@ use futures_core::Stream;
 use futures_io::{AsyncRead, AsyncWrite};
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::ffi::OsStr;
+use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -48,7 +49,6 @@ use std::time::{Duration, Instant};
 /// })?;
 /// # std::io::Result::Ok(())
 /// ```
-#[derive(Debug)]
 pub struct UnixListener {
     /// Goes first: Go unlinks before it closes.
     unlink: Unlink,
@@ -118,7 +118,7 @@ impl UnixListener {
 }
 
 /// A path that is to be unlinked, once.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Unlink(Mutex<Option<PathBuf>>);
 
 impl Unlink {
@@ -160,7 +160,6 @@ impl Drop for Unlink {
 /// })?;
 /// # std::io::Result::Ok(())
 /// ```
-#[derive(Debug)]
 pub struct UnixStream {
     fd: Fd<net::UnixStream>,
 }
@@ -282,7 +281,6 @@ impl UCred {
 /// })?;
 /// # std::io::Result::Ok(())
 /// ```
-#[derive(Debug)]
 pub struct UnixDatagram {
     fd: Fd<net::UnixDatagram>,
 }

@@ -19,9 +19,11 @@ use gopark::{
     block_in_place, block_on, run, spawn, spawn_blocking, yield_now,
 };
 use std::any::Any;
+use std::fmt::Debug;
 use std::io;
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::SocketAddr as UnixAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -330,6 +332,33 @@ fn net_unix() {
         b.try_recv_msg(&mut [io::IoSliceMut::new(&mut buf)]).unwrap();
         assert!(a.take_error().unwrap().is_none() && a.peer_addr().unwrap().is_unnamed());
         a.shutdown(Shutdown::Both).unwrap();
+    });
+}
+
+/// A socket prints as std's does: its addresses and its descriptor.
+#[test]
+fn debug() {
+    fn check<S: Debug, T: Debug>(std: S, from_std: impl FnOnce(S) -> io::Result<T>) -> T {
+        let text = format!("{std:?}");
+        let ours = from_std(std).unwrap();
+        assert_eq!(format!("{ours:?}"), text);
+        ours
+    }
+    let _dog = watchdog(30);
+    run(async {
+        let listener = check(std::net::TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::from_std);
+        let addr = listener.local_addr().unwrap();
+        let stream = check(std::net::TcpStream::connect(addr).unwrap(), TcpStream::from_std);
+        let text = format!("{stream:?}");
+        assert!(text.contains(&format!("{addr:?}")) && text.contains(&stream.as_raw_fd().to_string()), "{text}");
+        check(std::net::UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::from_std);
+        let name = UnixAddr::from_abstract_name(format!("gopark-debug-{}", std::process::id())).unwrap();
+        check(std::os::unix::net::UnixListener::bind_addr(&name).unwrap(), UnixListener::from_std);
+        check(std::os::unix::net::UnixDatagram::pair().unwrap().0, UnixDatagram::from_std);
+        let (a, b) = std::os::unix::net::UnixStream::pair().unwrap();
+        check(a, UnixStream::from_std);
+        let text = format!("{b:?}");
+        assert_eq!(format!("{:?}", PollFd::new(b).unwrap()), format!("PollFd {{ fd: {text} }}"));
     });
 }
 
