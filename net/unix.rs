@@ -98,11 +98,13 @@ impl UnixListener {
     }
 
     /// Stops listening and wakes whoever waits; connections that nobody has taken are ended. Calling it again does
-    /// nothing. The descriptor is released when the listener is dropped.
+    /// nothing. The descriptor is released when the listener is dropped; and so are those connections, where the process
+    /// has no descriptor left to end them before (`EMFILE`).
     pub fn close(&self) {
         self.unlink.now();
         socket::close(&self.fd);
-        // Otherwise they would end when the listener is dropped. New ones are refused by now.
+        // New ones are refused by now. Those in the queue feel neither shutdown(2) nor listen(2): only the last close(2) of
+        // the listener ends them, or an accept, which needs a descriptor.
         while sys::accept::<OwnedFd, SocketAddr>(self.fd.io()).is_ok() {}
     }
 
