@@ -110,6 +110,8 @@ impl TcpStream {
         fn nodelay() -> bool;
         /// How many hops a packet may make.
         fn set_ttl(ttl: u32) -> ();
+        /// How many hops a packet may make.
+        fn ttl() -> u32;
     }
 
     /// After how long a silence the peer is probed (15 s by default, as in Go); `None` for never.
@@ -132,6 +134,14 @@ impl TcpStream {
     /// What setsockopt(2) says.
     pub fn set_linger(&self, linger: Option<Duration>) -> io::Result<()> {
         SockRef::from(self.fd.io()).set_linger(linger)
+    }
+
+    /// What closing does with bytes that are not yet sent: see [`set_linger`](Self::set_linger).
+    ///
+    /// # Errors
+    /// What getsockopt(2) says.
+    pub fn linger(&self) -> io::Result<Option<Duration>> {
+        SockRef::from(self.fd.io()).linger()
     }
 }
 

@@ -144,9 +144,15 @@ impl UdpSocket {
         /// Whether this machine hears what it sends to groups.
         fn set_multicast_loop_v4(on: bool) -> ();
         /// Whether this machine hears what it sends to groups.
+        fn multicast_loop_v4() -> bool;
+        /// Whether this machine hears what it sends to groups.
         fn set_multicast_loop_v6(on: bool) -> ();
+        /// Whether this machine hears what it sends to groups.
+        fn multicast_loop_v6() -> bool;
         /// How many hops a packet to a group may make: 1 unless set.
         fn set_multicast_ttl_v4(ttl: u32) -> ();
+        /// How many hops a packet to a group may make.
+        fn multicast_ttl_v4() -> u32;
         /// Joins a group, on the interface with that address.
         fn join_multicast_v4(group: &Ipv4Addr, interface: &Ipv4Addr) -> ();
         /// Leaves a group.

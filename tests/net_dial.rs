@@ -184,11 +184,12 @@ fn set_options() {
         assert!(socket.keepalive().unwrap());
         assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(77));
         stream.set_linger(Some(Duration::from_secs(3))).unwrap();
-        assert_eq!(socket.linger().unwrap(), Some(Duration::from_secs(3)));
+        let three = Some(Duration::from_secs(3));
+        assert_eq!((socket.linger().unwrap(), stream.linger().unwrap()), (three, three));
         stream.set_linger(None).unwrap();
-        assert_eq!(socket.linger().unwrap(), None);
+        assert_eq!((socket.linger().unwrap(), stream.linger().unwrap()), (None, None));
         stream.set_ttl(42).unwrap();
-        assert_eq!(socket.ttl_v4().unwrap(), 42);
+        assert_eq!((socket.ttl_v4().unwrap(), stream.ttl().unwrap()), (42, 42));
         assert!(stream.take_error().unwrap().is_none());
         assert_eq!(stream.as_fd().as_raw_fd(), stream.as_raw_fd());
     });

@@ -5,7 +5,7 @@ mod net;
 mod support;
 
 use gopark::net::{Closed, RuntimeGone, UdpSocket};
-use net::{ANY, alone, is_pending, runtime};
+use net::{ANY, alone, has_ipv6, is_pending, runtime};
 use std::io::{ErrorKind, IoSlice, IoSliceMut};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
@@ -306,11 +306,18 @@ fn options() {
         assert!(a.broadcast().unwrap());
         a.set_ttl(7).unwrap();
         assert_eq!(a.ttl().unwrap(), 7);
-        a.set_multicast_loop_v4(true).unwrap();
-        a.set_multicast_ttl_v4(1).unwrap();
+        a.set_multicast_loop_v4(false).unwrap();
+        assert!(!a.multicast_loop_v4().unwrap());
+        a.set_multicast_ttl_v4(5).unwrap();
+        assert_eq!(a.multicast_ttl_v4().unwrap(), 5);
         let (group, interface) = ("239.255.77.88".parse().unwrap(), "127.0.0.1".parse().unwrap());
         a.join_multicast_v4(&group, &interface).unwrap();
         a.leave_multicast_v4(&group, &interface).unwrap();
+        if has_ipv6() {
+            let a = UdpSocket::bind("[::1]:0").await.unwrap();
+            a.set_multicast_loop_v6(false).unwrap();
+            assert!(!a.multicast_loop_v6().unwrap());
+        }
     });
 }
 
