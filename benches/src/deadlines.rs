@@ -1,13 +1,13 @@
 //! `benches deadlines`: what it costs to say until when a read may wait.
 
 use crate::args::Args;
-use crate::child::Proc;
 use crate::gopark_peer::Gopark;
-use crate::peer::{Peer, Peers};
+use crate::peer::Peer;
+use crate::rounds::{Job, Rounds};
 use crate::runtime::Runtime;
 use crate::stats::Spread;
 use crate::tokio_peer::Tokio;
-use crate::{Failure, go, sys};
+use crate::{Failure, go, rounds, sys};
 use std::hint::black_box;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -31,7 +31,6 @@ What it does not measure: deadlines that pass, many connections (the timers of t
 ";
 
 pub(crate) const AHEAD: Duration = Duration::from_secs(30);
-const CHILD_LIMIT: Duration = Duration::from_secs(120);
 /// So many bytes each way.
 const MESSAGE: usize = 64;
 
@@ -48,61 +47,29 @@ struct Plan {
 
 pub(crate) fn main(mut args: Args) -> Result<(), Failure> {
     let quick = args.flag("--quick");
-    let rounds = args.number("--rounds", 1..=1000)?.unwrap_or(if quick { 1 } else { 5 });
-    let peers = args.parsed::<Peers>("--peers", Peers::WANTS)?;
+    let rounds = Rounds::options(&mut args, quick)?;
     args.finish()?;
 
-    let plan = match quick {
+    let Plan { sets, blocks, trips } = match quick {
         true => Plan { sets: 10_000, blocks: 4, trips: 100 },
         false => Plan { sets: 1_000_000, blocks: 40, trips: 2_000 },
     };
-    let peers = peers.unwrap_or_else(|| Peers(vec![Peer::Tokio, Peer::Gopark]).and_go()).runtimes_only()?;
-    let go = peers.contains(&Peer::Go).then(|| go::Program::build(go::DEADLINES)).transpose()?;
-    let mut samples = vec![Vec::new(); peers.len()];
-    for round in 0..rounds {
-        for turn in 0..peers.len() {
-            let index = (turn + round) % peers.len();
-            let numbers = [plan.sets, plan.blocks, plan.trips].map(|n| n.to_string());
-            let [sets, blocks, trips] = &numbers;
-            let child = match &go {
-                Some(go) if peers[index] == Peer::Go => Proc::start("go", go.command(1).args(&numbers)),
-                _ => Proc::start_self(&["deadline", peers[index].name(), sets, blocks, trips]),
-            }?;
-            samples[index].push(read(child)?);
-        }
-    }
-
+    let job = Job { name: "deadline", workers: 1, numbers: &[sets, blocks, trips], go: go::DEADLINES };
+    let figures = rounds.run(&job)?;
     println!("a deadline that never passes, in nanoseconds");
-    println!("  {:<8}{}", "", COLUMNS.map(|name| format!("{name:<24}")).concat().trim_end());
-    for (peer, samples) in peers.iter().zip(samples) {
-        let columns = std::array::from_fn::<_, { COLUMNS.len() }, _>(|column| {
-            let spread = Spread::of(samples.iter().map(|sample| sample[column])).expect("a round at least");
-            format!("{:<24}", spread.show(|ns| format!("{ns:.1}")))
-        });
-        println!("  {:<8}{}", peer.name(), columns.concat().trim_end());
-    }
+    figures.print(COLUMNS, 24, |ns| format!("{ns:.1}"));
     Ok(())
 }
 
-fn read(mut child: Proc) -> Result<[f64; COLUMNS.len()], Failure> {
-    let line = child.line(CHILD_LIMIT)?;
-    child.finish(CHILD_LIMIT)?;
-    let numbers: Vec<f64> = line.split(' ').filter_map(|word| word.parse().ok()).collect();
-    numbers.try_into().map_err(|_| Failure::run(format!("a child with deadlines said {line:?}")))
-}
-
-/// `benches deadline PEER SETS BLOCKS TRIPS`: one process, which prints one line.
-pub(crate) fn child(mut args: Args) -> Result<(), Failure> {
-    let peer: Peer = args.word("a peer")?.parse().map_err(|()| Failure::usage("no such peer"))?;
-    let mut number = |wants| args.word(wants)?.parse::<u64>().map_err(|_| Failure::usage(wants));
-    let plan = Plan { sets: number("SETS")?, blocks: number("BLOCKS")?, trips: number("TRIPS")? };
-    args.finish()?;
-    let numbers = match peer {
-        Peer::Tokio => Tokio::run(1, measure::<Tokio>(plan)),
-        Peer::Gopark => Gopark::run(1, measure::<Gopark>(plan)),
+/// `benches deadline PEER --workers N SETS BLOCKS TRIPS`: one process, which prints one line.
+pub(crate) fn child(args: Args) -> Result<(), Failure> {
+    let (peer, workers, [sets, blocks, trips]) = rounds::child_args(args, ["SETS", "BLOCKS", "TRIPS"])?;
+    let plan = Plan { sets, blocks, trips };
+    rounds::tell(match peer {
+        Peer::Tokio => Tokio::run(workers, measure::<Tokio>(plan)),
+        Peer::Gopark => Gopark::run(workers, measure::<Gopark>(plan)),
         Peer::Raw | Peer::Go => return Err(Failure::usage("no runtime of this program")),
-    }??;
-    println!("{}", numbers.map(|n| n.to_string()).join(" "));
+    }??);
     Ok(())
 }
 

@@ -20,6 +20,7 @@ mod place;
 mod proxy;
 mod raw;
 mod raw_proxy;
+mod rounds;
 mod runtime;
 mod sleepers;
 mod spread;

@@ -1,14 +1,14 @@
 //! `benches sleepers`: how late tasks wake that sleep, and what they cost.
 
 use crate::args::Args;
-use crate::child::Proc;
 use crate::gopark_peer::Gopark;
 use crate::pattern::mix;
-use crate::peer::{Peer, Peers};
+use crate::peer::Peer;
+use crate::rounds::{Job, Rounds};
 use crate::runtime::Runtime;
-use crate::stats::{self, Spread};
+use crate::stats;
 use crate::tokio_peer::Tokio;
-use crate::{Failure, go, sys};
+use crate::{Failure, go, rounds, sys};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -33,71 +33,33 @@ timeout of epoll or of a futex.
 const LONGEST: Duration = Duration::from_millis(100);
 const SINGLES: u64 = 1000;
 const SINGLE: Duration = Duration::from_micros(100);
-const CHILD_LIMIT: Duration = Duration::from_secs(120);
 
 /// What a child finds out, in nanoseconds, in the order in which it prints them.
 const COLUMNS: [&str; 6] = ["late, p50", "late, p99", "late, max", "CPU time", "wall time", "sleep(100us) over, p50"];
 
 pub(crate) fn main(mut args: Args) -> Result<(), Failure> {
     let quick = args.flag("--quick");
-    let rounds = args.number("--rounds", 1..=1000)?.unwrap_or(if quick { 1 } else { 5 });
+    let rounds = Rounds::options(&mut args, quick)?;
     let sleepers = args.number("--sleepers", 1..=10_000_000)?.unwrap_or(if quick { 10_000 } else { 100_000 });
     let singles = if quick { SINGLES / 10 } else { SINGLES };
     let workers = args.workers()?;
-    let peers = args.parsed::<Peers>("--peers", Peers::WANTS)?;
     args.finish()?;
 
-    let peers = peers.unwrap_or_else(|| Peers(vec![Peer::Tokio, Peer::Gopark]).and_go()).runtimes_only()?;
-    let go = peers.contains(&Peer::Go).then(|| go::Program::build(go::SLEEPERS)).transpose()?;
-    let mut samples = vec![Vec::new(); peers.len()];
-    for round in 0..rounds {
-        for turn in 0..peers.len() {
-            let index = (turn + round) % peers.len();
-            let numbers = [sleepers, LONGEST.as_nanos() as u64, singles].map(|n| n.to_string());
-            let [sleepers, longest, singles] = &numbers;
-            let child = match &go {
-                Some(go) if peers[index] == Peer::Go => Proc::start("go", go.command(workers).args(&numbers)),
-                _ => {
-                    let (peer, workers) = (peers[index].name(), workers.to_string());
-                    Proc::start_self(&["sleep", peer, "--workers", &workers, sleepers, longest, singles])
-                }
-            }?;
-            samples[index].push(read(child)?);
-        }
-    }
-
+    let numbers = [sleepers, LONGEST.as_nanos() as u64, singles];
+    let figures = rounds.run(&Job { name: "sleep", workers, numbers: &numbers, go: go::SLEEPERS })?;
     println!("{sleepers} sleepers of up to {LONGEST:?}, {}", stats::count(workers, "worker"));
-    println!("  {:<8}{}", "", COLUMNS.map(|name| format!("{name:<30}")).concat().trim_end());
-    for (peer, samples) in peers.iter().zip(samples) {
-        let columns = std::array::from_fn::<_, { COLUMNS.len() }, _>(|column| {
-            let spread = Spread::of(samples.iter().map(|sample| sample[column])).expect("a round at least");
-            format!("{:<30}", spread.show(stats::duration))
-        });
-        println!("  {:<8}{}", peer.name(), columns.concat().trim_end());
-    }
+    figures.print(COLUMNS, 30, stats::duration);
     Ok(())
 }
 
-fn read(mut child: Proc) -> Result<[f64; COLUMNS.len()], Failure> {
-    let line = child.line(CHILD_LIMIT)?;
-    child.finish(CHILD_LIMIT)?;
-    let numbers: Vec<f64> = line.split(' ').filter_map(|word| word.parse().ok()).collect();
-    numbers.try_into().map_err(|_| Failure::run(format!("a sleeping child said {line:?}")))
-}
-
-/// `benches sleep PEER [--workers N] SLEEPERS LONGEST SINGLES`: one process of sleepers, which prints one line.
-pub(crate) fn child(mut args: Args) -> Result<(), Failure> {
-    let peer: Peer = args.word("a peer")?.parse().map_err(|()| Failure::usage("no such peer"))?;
-    let workers = args.workers()?;
-    let mut number = |wants| args.word(wants)?.parse::<u64>().map_err(|_| Failure::usage(wants));
-    let (sleepers, longest, singles) = (number("SLEEPERS")?, number("LONGEST")?, number("SINGLES")?);
-    args.finish()?;
-    let numbers = match peer {
+/// `benches sleep PEER --workers N SLEEPERS LONGEST SINGLES`: one process of sleepers, which prints one line.
+pub(crate) fn child(args: Args) -> Result<(), Failure> {
+    let (peer, workers, [sleepers, longest, singles]) = rounds::child_args(args, ["SLEEPERS", "LONGEST", "SINGLES"])?;
+    rounds::tell(match peer {
         Peer::Tokio => Tokio::run(workers, sleep_all::<Tokio>(sleepers, longest, singles)),
         Peer::Gopark => Gopark::run(workers, sleep_all::<Gopark>(sleepers, longest, singles)),
         Peer::Raw | Peer::Go => return Err(Failure::usage("no runtime of this program")),
-    }?;
-    println!("{}", numbers.map(|n| n.to_string()).join(" "));
+    }?);
     Ok(())
 }
 

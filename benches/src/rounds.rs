@@ -1,0 +1,98 @@
+//! Rounds of child processes, one for each runtime, that find out some figures and print them in one line.
+
+use crate::args::Args;
+use crate::child::Proc;
+use crate::peer::{Peer, Peers};
+use crate::stats::Spread;
+use crate::{Failure, go};
+use std::time::Duration;
+
+const CHILD_LIMIT: Duration = Duration::from_secs(120);
+
+/// What the command line says of them.
+pub(crate) struct Rounds {
+    count: usize,
+    peers: Option<Peers>,
+}
+
+/// What the children are given: `benches NAME PEER --workers N NUMBER...`, and the numbers alone to Go's program.
+pub(crate) struct Job<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) workers: usize,
+    pub(crate) numbers: &'a [u64],
+    pub(crate) go: &'a str,
+}
+
+/// The figures of all rounds, for each peer.
+pub(crate) struct Figures<const N: usize>(Vec<(Peer, Vec<[f64; N]>)>);
+
+impl Rounds {
+    /// `--rounds` and `--peers`.
+    pub(crate) fn options(args: &mut Args, quick: bool) -> Result<Self, Failure> {
+        let count = args.number("--rounds", 1..=1000)?.unwrap_or(if quick { 1 } else { 5 });
+        Ok(Rounds { count, peers: args.parsed("--peers", Peers::WANTS)? })
+    }
+
+    /// All of them, in rotating order.
+    pub(crate) fn run<const N: usize>(self, job: &Job<'_>) -> Result<Figures<N>, Failure> {
+        let peers = self.peers.unwrap_or_else(|| Peers(vec![Peer::Tokio, Peer::Gopark]).and_go()).runtimes_only()?;
+        let go = peers.contains(&Peer::Go).then(|| go::Program::build(job.go)).transpose()?;
+        let numbers: Vec<String> = job.numbers.iter().map(u64::to_string).collect();
+        let mut figures: Vec<_> = peers.into_iter().map(|peer| (peer, Vec::new())).collect();
+        for round in 0..self.count {
+            for turn in 0..figures.len() {
+                let index = (turn + round) % figures.len();
+                let (peer, figures) = &mut figures[index];
+                let child = match &go {
+                    Some(go) if *peer == Peer::Go => Proc::start("go", go.command(job.workers).args(&numbers)),
+                    _ => {
+                        let workers = job.workers.to_string();
+                        let mut args = vec![job.name, peer.name(), "--workers", &workers];
+                        args.extend(numbers.iter().map(String::as_str));
+                        Proc::start_self(&args)
+                    }
+                }?;
+                figures.push(read(job.name, child)?);
+            }
+        }
+        Ok(Figures(figures))
+    }
+}
+
+fn read<const N: usize>(name: &str, mut child: Proc) -> Result<[f64; N], Failure> {
+    let line = child.line(CHILD_LIMIT)?;
+    child.finish(CHILD_LIMIT)?;
+    let numbers: Vec<f64> = line.split(' ').filter_map(|word| word.parse().ok()).collect();
+    numbers.try_into().map_err(|_| Failure::run(format!("a child of `benches {name}` said {line:?}")))
+}
+
+impl<const N: usize> Figures<N> {
+    /// A line for each peer: medians and quartiles under the headings, in columns of that width.
+    pub(crate) fn print(&self, headings: [&str; N], width: usize, each: impl Fn(f64) -> String) {
+        println!("  {:<8}{}", "", headings.map(|name| format!("{name:<width$}")).concat().trim_end());
+        for (peer, rounds) in &self.0 {
+            let columns = std::array::from_fn::<_, N, _>(|column| {
+                let spread = Spread::of(rounds.iter().map(|figures| figures[column])).expect("a round at least");
+                format!("{:<width$}", spread.show(&each))
+            });
+            println!("  {:<8}{}", peer.name(), columns.concat().trim_end());
+        }
+    }
+}
+
+/// In a child: its peer, its workers and its numbers, which are called so.
+pub(crate) fn child_args<const N: usize>(mut args: Args, names: [&str; N]) -> Result<(Peer, usize, [u64; N]), Failure> {
+    let peer = args.word("a peer")?.parse().map_err(|()| Failure::usage("no such peer"))?;
+    let workers = args.workers()?;
+    let mut numbers = [0; N];
+    for (number, name) in numbers.iter_mut().zip(names) {
+        *number = args.word(name)?.parse().map_err(|_| Failure::usage(name))?;
+    }
+    args.finish()?;
+    Ok((peer, workers, numbers))
+}
+
+/// In a child: what it has found out.
+pub(crate) fn tell<const N: usize>(figures: [impl ToString; N]) {
+    println!("{}", figures.map(|figure| figure.to_string()).join(" "));
+}
