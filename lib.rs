@@ -69,6 +69,7 @@ pub use runtime::task::{AbortHandle, JoinError, JoinHandle, TaskId, TaskInfo};
 pub use runtime::{
     blocking::block_in_place,
     runtime::{Builder, EnterGuard, Handle, Runtime, StillRunning, block_on, run, spawn, spawn_blocking, yield_now},
+    stuck::StuckTask,
 };
 
 /// Sleeps, timeouts and intervals.

@@ -136,6 +136,16 @@ impl Idle {
         }
     }
 
+    /// An M that has no orders takes itself out again. False: it has some.
+    pub(crate) fn leave(&self, m: MId, role: Role) -> bool {
+        let mut lists = self.lists.lock();
+        if role == Role::Poll {
+            return lists.poller.take_if(|poller| poller.given.is_none()).is_some();
+        }
+        let at = lists.ms.iter().position(|&other| other == m);
+        at.map(|at| lists.ms.remove(at)).is_some()
+    }
+
     /// The poller comes back.
     pub(crate) fn poller_back(&self) -> Back {
         let mut lists = self.lists.lock();

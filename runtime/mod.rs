@@ -4,6 +4,7 @@
 pub(crate) mod blocking;
 #[cfg(not(gopark_loom))]
 pub(crate) mod budget;
+pub(crate) mod hold;
 pub(crate) mod idle;
 #[cfg(not(gopark_loom))]
 pub(crate) mod netpoll;
@@ -16,6 +17,7 @@ pub(crate) mod netpoll {
     mod until;
 }
 pub(crate) mod park;
+pub(crate) mod places;
 #[cfg(not(gopark_loom))]
 pub(crate) mod poll_gate;
 #[cfg(not(gopark_loom))]
@@ -25,6 +27,8 @@ pub(crate) mod queue;
 #[cfg(not(gopark_loom))]
 #[allow(clippy::module_inception)]
 pub(crate) mod runtime;
+#[cfg(not(gopark_loom))]
+pub(crate) mod stuck;
 pub(crate) mod sync;
 pub(crate) mod sys;
 #[cfg(not(gopark_loom))]

@@ -4,6 +4,7 @@
 //! of its own would take ours away.
 
 use super::sync::{Futex, Ordering};
+use std::time::{Duration, Instant};
 
 const EMPTY: u32 = 0;
 const TOKEN: u32 = 1;
@@ -22,6 +23,15 @@ impl Parker {
 
     /// Waits for the token and takes it. Exact: it returns for no other reason. One thread only may call this.
     pub(crate) fn park(&self) {
+        self.park_until(None);
+    }
+
+    /// The same, but only so long. False: no token came.
+    pub(crate) fn park_timeout(&self, time: Duration) -> bool {
+        self.park_until(Some(Instant::now() + time))
+    }
+
+    fn park_until(&self, end: Option<Instant>) -> bool {
         let word = &self.state.word;
         let early = word.compare_exchange(EMPTY, PARKED, Ordering::Relaxed, Ordering::Relaxed).is_err();
         if cfg!(gopark_mutant = "park_no_recheck") {
@@ -29,12 +39,25 @@ impl Parker {
         }
         if !early || cfg!(gopark_mutant = "park_no_recheck") {
             while word.load(Ordering::Relaxed) == PARKED {
-                self.state.wait(PARKED);
+                let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+                if left == Some(Duration::ZERO) {
+                    if cfg!(gopark_mutant = "park_timeout_store") {
+                        word.store(EMPTY, Ordering::Relaxed);
+                        return false;
+                    }
+                    // Lost to `unpark`: the token is there.
+                    if word.compare_exchange(PARKED, EMPTY, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+                        return false;
+                    }
+                } else {
+                    self.state.wait(PARKED, left);
+                }
             }
         }
         // Acquire pairs with the Release in `unpark`: what was done before the token was given is seen after this.
         let take = if cfg!(gopark_mutant = "park_relaxed") { Ordering::Relaxed } else { Ordering::Acquire };
         word.swap(EMPTY, take);
+        true
     }
 
     /// Gives the token.
@@ -79,6 +102,20 @@ mod models {
             shared.0.park();
             // SAFETY: as above.
             assert_eq!(shared.1.0.with(|v| unsafe { *v }), 2);
+            thread.join().unwrap();
+        });
+    }
+
+    /// A token that comes when the time is over is kept or taken, not thrown away.
+    #[test]
+    fn a_token_is_not_lost_to_the_end_of_a_wait() {
+        loom::model(|| {
+            let parker = Arc::new(Parker::new());
+            let there = parker.clone();
+            let thread = loom::thread::spawn(move || there.unpark());
+            if !parker.park_timeout(Duration::ZERO) {
+                parker.park();
+            }
             thread.join().unwrap();
         });
     }

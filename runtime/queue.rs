@@ -144,6 +144,18 @@ impl Remote {
         from_ptr(self.next.swap(ptr::null_mut(), Ordering::AcqRel))
     }
 
+    /// Takes everything out, as `Local::drain` does.
+    pub(crate) fn drain(&self) -> GList {
+        let mut all = GList::default();
+        // No more than there is now: its owner may come back to it.
+        for _ in 0..self.due.len() + self.stealer.len() + 1 {
+            let g = steal_one(&self.due).or_else(|| self.take_next()).or_else(|| steal_one(&self.stealer));
+            let Some(g) = g else { break };
+            all.push_back(g);
+        }
+        all
+    }
+
     /// Is there anything to steal?
     pub(crate) fn is_empty(&self) -> bool {
         self.stealer.is_empty() && self.due.is_empty() && self.next.load(Ordering::Relaxed).is_null()
@@ -153,6 +165,16 @@ impl Remote {
 fn steal_half(from: &Stealer<Raw>, to: &Worker<Raw>) -> Option<G> {
     loop {
         match from.steal_batch_and_pop(to) {
+            Steal::Success(raw) => return Some(raw.into_g()),
+            Steal::Empty => return None,
+            Steal::Retry => {}
+        }
+    }
+}
+
+fn steal_one(from: &Stealer<Raw>) -> Option<G> {
+    loop {
+        match from.steal() {
             Steal::Success(raw) => return Some(raw.into_g()),
             Steal::Empty => return None,
             Steal::Retry => {}

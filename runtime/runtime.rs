@@ -3,6 +3,7 @@
 use super::netpoll::Netpoll;
 use super::park::Parker;
 use super::proc::{Config, Sched, TimerHeap, without_p};
+use super::stuck::StuckTask;
 use super::task::{BlockingTask, JoinHandle, TaskInfo};
 use std::any::Any;
 use std::cell::RefCell;
@@ -47,6 +48,10 @@ impl Builder {
         /// more may be started, such work takes a worker's place, and tasks wait until it is done.
         fn max_threads(n: usize) { config.max_threads = Some(n) }
 
+        /// Whether a thread that is stuck in a task loses its right to run tasks, so that others go on while it blocks or
+        /// computes: yes unless set.
+        fn retake(on: bool) { config.keep_ps = !on }
+
         /// What the runtime's threads are called: "gopark" unless set. Linux shows the first 15 bytes.
         fn thread_name(name: impl Into<String>) { config.thread_name = Some(name.into()) }
 
@@ -58,6 +63,10 @@ impl Builder {
 
         /// Called on each of the runtime's threads when it has done everything else. A panic in it is caught.
         fn on_thread_stop(f: impl Fn() + Send + Sync + 'static) { config.on_thread_stop = Some(Box::new(f)) }
+
+        /// Called when a task has kept its thread for long in one poll: 6 ms of waiting, or 10 ms of CPU time. Once for
+        /// each such poll, on another thread than the task's. A panic in it is caught.
+        fn on_stuck_task(f: impl Fn(&StuckTask) + Send + Sync + 'static) { config.on_stuck_task = Some(Box::new(f)) }
 
         /// Called with the payload of a task's panic that no `JoinHandle` will deliver. Unless set, one line on stderr
         /// says so. A panic in it is caught.

@@ -52,9 +52,9 @@ mod imp {
             Futex { word: AtomicU32::new(value) }
         }
 
-        /// Sleeps while the word is `expected`. Returns early at will (EINTR): callers loop.
-        pub(crate) fn wait(&self, expected: u32) {
-            super::super::sys::futex_wait(&self.word, expected);
+        /// Sleeps while the word is `expected`, at most so long. Returns early at will (EINTR): callers loop.
+        pub(crate) fn wait(&self, expected: u32, time: Option<std::time::Duration>) {
+            super::super::sys::futex_wait(&self.word, expected, time);
         }
 
         /// Wakes one thread that sleeps on the word.

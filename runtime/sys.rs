@@ -1,9 +1,13 @@
 //! Every system call the runtime makes, each a safe function over owned or borrowed descriptors.
 //! (The calls on sockets live in `net`, where std, socket2 and `net/sys.rs` make them.)
 
+#[cfg(gopark_loom)]
+use loom::sync::atomic::fence;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::sync::atomic::AtomicU32;
+#[cfg(not(gopark_loom))]
+use std::sync::atomic::fence;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, compiler_fence};
 use std::time::Duration;
 
 /// Turns a system call's -1 into the error it left behind.
@@ -26,12 +30,13 @@ fn timespec(d: Duration) -> libc::timespec {
     ts
 }
 
-/// futex(2) FUTEX_WAIT: sleeps while `word` is `expected`. Returns early at will.
-pub(crate) fn futex_wait(word: &AtomicU32, expected: u32) {
-    let forever = std::ptr::null::<libc::timespec>();
+/// futex(2) FUTEX_WAIT: sleeps while `word` is `expected`, at most so long. Returns early at will.
+pub(crate) fn futex_wait(word: &AtomicU32, expected: u32, time: Option<Duration>) {
+    let time = time.map(timespec);
+    let limit = time.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
     let op = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
-    // SAFETY: `word` outlives the call; the kernel only reads it. Every error means: look again.
-    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), op, expected, forever) };
+    // SAFETY: `word` and `time` outlive the call; the kernel only reads them. Every error means: look again.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), op, expected, limit) };
 }
 
 /// futex(2) FUTEX_WAKE: wakes up to `n` threads that sleep on `word`.
@@ -39,6 +44,64 @@ pub(crate) fn futex_wake(word: &AtomicU32, n: i32) {
     let op = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
     // SAFETY: the kernel uses the address as a key only.
     unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), op, n) };
+}
+
+/// Whether `heavy_fence` reaches all threads by itself.
+static MEMBARRIER: AtomicBool = AtomicBool::new(false);
+
+/// membarrier(2) (Linux 4.14): prepares the process for `heavy_fence`. Where that is refused, every fence is a real one.
+pub(crate) fn prepare_fences() {
+    const REGISTER_PRIVATE_EXPEDITED: libc::c_int = 1 << 4;
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        // SAFETY: takes no pointer.
+        let result = unsafe { libc::syscall(libc::SYS_membarrier, REGISTER_PRIVATE_EXPEDITED, 0, 0) };
+        MEMBARRIER.store(result == 0, Ordering::Relaxed);
+    });
+}
+
+/// The cheap side of a pair of SeqCst fences.
+#[inline]
+pub(crate) fn light_fence() {
+    if MEMBARRIER.load(Ordering::Relaxed) { compiler_fence(Ordering::SeqCst) } else { fence(Ordering::SeqCst) }
+}
+
+/// The dear side, some microseconds.
+pub(crate) fn heavy_fence() {
+    const PRIVATE_EXPEDITED: libc::c_int = 1 << 3;
+    fence(Ordering::SeqCst);
+    if MEMBARRIER.load(Ordering::Relaxed) {
+        // SAFETY: takes no pointer.
+        if unsafe { libc::syscall(libc::SYS_membarrier, PRIVATE_EXPEDITED, 0, 0) } != 0 {
+            // Prepared, it fails only where a filter was set up meanwhile (seccomp).
+            MEMBARRIER.store(false, Ordering::Relaxed);
+        }
+    }
+}
+
+/// gettid(2).
+pub(crate) fn thread_id() -> i32 {
+    // SAFETY: takes no pointer.
+    unsafe { libc::gettid() }
+}
+
+/// The CPU time that a thread of this process has used, in nanoseconds; 0 if it has ended.
+pub(crate) fn thread_cpu_ns(thread: i32) -> u64 {
+    // What pthread_getcpuclockid(3) makes of a thread, which wants its handle: CPUCLOCK_PERTHREAD and CPUCLOCK_SCHED.
+    let clock = (!thread) << 3 | 4 | 2;
+    let mut ts = timespec(Duration::ZERO);
+    // SAFETY: `ts` outlives the call.
+    unsafe { libc::clock_gettime(clock, &mut ts) };
+    ts.tv_sec as u64 * 1_000_000_000 + ts.tv_nsec as u64
+}
+
+/// Does a thread of this process wait in the kernel? (Otherwise it runs, or would if it had a CPU.)
+pub(crate) fn is_waiting(thread: i32) -> bool {
+    let stat = std::fs::read(format!("/proc/self/task/{thread}/stat")).unwrap_or_default();
+    // The state follows the name, which may hold anything, in parentheses.
+    let state = stat.iter().rposition(|&c| c == b')').and_then(|at| stat.get(at + 2));
+    // Where that cannot be read (no descriptor is left, no /proc), a clock that stands still has to do.
+    state.is_none_or(|state| *state != b'R')
 }
 
 /// clock_gettime(2) CLOCK_MONOTONIC_COARSE, in nanoseconds: what `Instant` counts, as of the kernel's last tick.

@@ -99,9 +99,10 @@ impl WakeList {
         }
     }
 
-    /// Is there anything in it whose code is not the runtime's?
-    pub(crate) fn has_wakers(&self) -> bool {
-        self.rest.as_ref().is_some_and(|rest| !(rest.foreign.is_empty() && rest.spent.is_empty()))
+    /// Is there anything in it whose code is not the runtime's? (Who drops a waker of an own task frees memory at most.)
+    pub(crate) fn has_foreign(&self) -> bool {
+        let foreign = |waker| task::from_waker(waker).is_none();
+        self.rest.as_ref().is_some_and(|rest| !rest.foreign.is_empty() || rest.spent.iter().any(foreign))
     }
 
     /// Is there nothing to do with it, not even batons to keep?

@@ -87,7 +87,7 @@ async fn round_trips(stream: &TcpStream, size: usize) {
 fn one_allocation_per_spawn_and_none_per_wake() {
     let _watchdog = support::watchdog(60);
     for workers in [1, 2] {
-        let rt = Builder::new().workers(workers).build().unwrap();
+        let rt = Builder::new().workers(workers).retake(false).build().unwrap();
         rt.run(async move {
             assert_eq!(allocations(spawn_and_join).await, N, "spawn and join, {workers} workers");
             assert_eq!(allocations(spawn_and_detach).await, N, "spawn and detach, {workers} workers");

@@ -15,7 +15,8 @@ use std::thread;
 use support::{child, is_child, watchdog};
 
 fn runtime(workers: usize) -> Runtime {
-    Builder::new().workers(workers).build().unwrap()
+    // A worker that a test occupies stays so.
+    Builder::new().workers(workers).retake(false).build().unwrap()
 }
 
 /// A task that holds a worker until the sender goes.
@@ -532,7 +533,7 @@ fn gopark_procs() {
             assert_eq!(Builder::new().workers(1).build().unwrap().run(async { 1 }), 1, "it says nothing then");
         } else {
             let n: usize = std::env::var("GOPARK_EXPECT").unwrap().parse().unwrap();
-            let rt = Runtime::new().unwrap();
+            let rt = Builder::new().retake(false).build().unwrap();
             let together = Arc::new(Barrier::new(n));
             let tasks: Vec<_> = (0..n)
                 .map(|_| {

@@ -60,7 +60,7 @@ fn two_meet(rt: &Runtime) {
 fn foreign_waker_that_loses_the_p() {
     let _watchdog = watchdog(30);
     for _ in 0..5 {
-        let rt = runtime(1);
+        let rt = Builder::new().workers(1).retake(false).build().unwrap();
         let handle = rt.handle().clone();
         let (began, release) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let (began2, release2) = (began.clone(), release.clone());

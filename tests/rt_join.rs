@@ -16,7 +16,8 @@ use support::watchdog;
 const NAME: &str = "joined";
 
 fn runtime(workers: usize) -> Runtime {
-    Builder::new().workers(workers).thread_name(NAME).build().unwrap()
+    // A worker that a test occupies stays so.
+    Builder::new().workers(workers).retake(false).thread_name(NAME).build().unwrap()
 }
 
 /// Says on which thread it was dropped.

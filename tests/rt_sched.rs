@@ -18,7 +18,8 @@ use std::time::{Duration, Instant};
 use support::watchdog;
 
 fn runtime(workers: usize) -> Runtime {
-    Builder::new().workers(workers).build().unwrap()
+    // A worker that a test occupies stays so.
+    Builder::new().workers(workers).retake(false).build().unwrap()
 }
 
 /// Computes for so long.

@@ -20,6 +20,8 @@ const POLL_NS: u64 = 500_000;
 const STREAK: u32 = 3;
 /// A harvest wakes another M if it holds more work than this one does in so long a time.
 const BACKLOG_NS: u64 = 1_000_000;
+/// How long a thread beyond the Ps is kept without work.
+const KEEP: Duration = Duration::from_secs(10);
 
 /// When an M looks up from its queue, and what it saw last time.
 #[derive(Default)]
@@ -84,7 +86,7 @@ impl M {
                 return None;
             }
             if self.p.get().is_none() {
-                if !self.sched.blocking.is_empty() {
+                if self.sched.closures_wait() && self.sched.idle.idle_ps() == 0 {
                     // No thread could be started for it.
                     self.run_blocking();
                 } else if !self.rest_without_p() {
@@ -246,14 +248,19 @@ impl M {
         }
         self.check.end(self.tick.get(), || sched.now());
         let spinning = self.spinning.take();
-        self.clear_holder();
-        self.p.set(None);
+        if !self.let_go() {
+            if spinning {
+                self.spinning.set(true);
+            }
+            self.lost_p();
+            return Idled::Again;
+        }
         let role = sched.idle.release(self.shared.id, p, spinning);
         if role == Role::Exit {
             return Idled::Exit;
         }
         let mut when = if role == Role::Poll { sched.asleep() } else { NEVER };
-        let looked = sched.work_waiting() || !sched.blocking.is_empty() || sched.netpoll.has_batons();
+        let looked = sched.work_waiting() || sched.closures_wait() || sched.netpoll.has_batons();
         if looked || sched.stopping() {
             if role == Role::Poll {
                 // While it has the place still.
@@ -261,7 +268,7 @@ impl M {
             }
             if let Some(p) = sched.idle.retract(self.shared.id, role) {
                 self.take_p(p, true);
-                if !sched.blocking.is_empty() {
+                if sched.closures_wait() {
                     // No thread could be started for it.
                     self.run_blocking();
                 }
@@ -277,8 +284,17 @@ impl M {
         }
     }
 
+    /// Waits for orders. If there are more threads than Ps, one that gets none for long ends.
     fn wait_parked(&self) -> Idled {
-        self.shared.parker.park();
+        let (sched, parker) = (&*self.sched, &self.shared.parker);
+        if !sched.has_surplus() {
+            parker.park();
+        } else if !parker.park_timeout(KEEP) {
+            if sched.retire(self.shared.id) {
+                return Idled::Exit;
+            }
+            parker.park();
+        }
         let orders = Orders::unpack(self.shared.orders.load(Ordering::Relaxed));
         if self.follow(orders) { Idled::Again } else { Idled::Exit }
     }
@@ -299,6 +315,8 @@ impl M {
             Back::Spinning(p) => self.take_p(p, true),
             Back::Running(p) => self.take_p(p, false),
             Back::NoP => {
+                // A timer that is due would end the next wait at once.
+                sched.expire_timers(sched.now(), list);
                 // Every P is busy; their Ms look at the global queue before they rest.
                 while let Some(g) = list.pop() {
                     sched.route(g, |g| sched.global.push(g));
@@ -316,18 +334,23 @@ impl M {
 
     /// Rests until somebody has a use for it; an idle P is use enough. False: the runtime ends.
     fn rest_without_p(&self) -> bool {
-        match self.sched.idle.rest(self.shared.id) {
+        let (sched, m) = (&*self.sched, self.shared.id);
+        let role = match sched.idle.rest(m) {
             Ok(p) => {
                 self.take_p(p, false);
-                true
+                return true;
             }
-            Err(Role::Exit) => false,
-            Err(Role::Poll) => {
-                // Nobody polls, though every P is busy: sysmon and the Ms between tasks do, so leave the place.
-                !matches!(self.wait_in_network_without_p(), Idled::Exit)
-            }
-            Err(Role::Park) => !matches!(self.wait_parked(), Idled::Exit),
+            Err(role) => role,
+        };
+        if role == Role::Exit {
+            return false;
         }
+        if sched.closures_wait() && sched.idle.leave(m, role) {
+            // Queued meanwhile, and no thread could be started for it.
+            return true;
+        }
+        let idled = if role == Role::Poll { self.wait_in_network_without_p() } else { self.wait_parked() };
+        !matches!(idled, Idled::Exit)
     }
 
     /// The poller's place, taken by an M that has lost its P.
@@ -343,7 +366,7 @@ impl M {
 
     /// The first task of a harvest is this M's next; the rest are queued in order.
     fn take_first(&self, list: &mut WakeList, lane: Lane) -> Option<G> {
-        if list.has_wakers() {
+        if list.has_foreign() {
             // Foreign wakers may block: no task waits in this thread's hands meanwhile.
             self.queue_all(list, lane);
             return None;
@@ -366,11 +389,11 @@ impl M {
             });
         }
         self.share_backlog();
-        if list.has_wakers() {
+        if list.has_foreign() && self.has_p() {
             // While they block, this M looks for nothing.
             self.reset_spinning();
-            list.wake_foreign();
         }
+        list.wake_foreign();
     }
 
     /// Wakes another M only if more is left than this one will soon run itself. Go wakes one for every task, which is

@@ -11,11 +11,13 @@ mod find;
 mod wake;
 
 use super::budget;
-use super::idle::{Idle, MId, PId};
+use super::hold::Hold;
+use super::idle::{Idle, MId, PId, Role};
 use super::netpoll::Netpoll;
 use super::park::Parker;
+use super::places::Places;
 use super::queue::{Global, Local, Remote};
-use super::sync::AtomicPtr;
+use super::stuck::StuckTask;
 use super::task::{self, G, JoinHandle, OwnedTasks, TaskInfo};
 use super::timer::{Inserted, Key, Timers, What};
 use super::wake_list::WakeList;
@@ -25,7 +27,7 @@ use std::fmt;
 use std::io;
 use std::panic::Location;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use std::task::Waker;
 use std::thread;
@@ -34,22 +36,34 @@ use std::time::{Duration, Instant};
 use wake::Orders;
 pub(crate) use wake::without_p;
 
-/// Threads beyond the Ps that a runtime may start unless told.
-const MAX_THREADS: usize = 512;
-
 /// What a runtime was built with, beside the number of Ps.
 #[derive(Default)]
 pub(crate) struct Config {
     /// Threads beyond the Ps.
     pub(crate) max_threads: Option<usize>,
+    /// Sysmon takes no P away.
+    pub(crate) keep_ps: bool,
     pub(crate) thread_name: Option<String>,
     pub(crate) stack_size: Option<usize>,
     pub(crate) on_thread_start: Option<Box<dyn Fn() + Send + Sync>>,
     pub(crate) on_thread_stop: Option<Box<dyn Fn() + Send + Sync>>,
     pub(crate) on_task_panic: Option<PanicHook>,
+    pub(crate) on_stuck_task: Option<StuckHook>,
+}
+
+impl Config {
+    fn max_threads(&self) -> usize {
+        self.max_threads.unwrap_or(512)
+    }
+
+    /// How many threads may run closures: three quarters, but one at least.
+    fn max_blocking(&self) -> u32 {
+        (self.max_threads().min(1 << 20) * 3 / 4).max(1) as u32
+    }
 }
 
 pub(crate) type PanicHook = Box<dyn Fn(&TaskInfo, &(dyn Any + Send)) + Send + Sync>;
+pub(crate) type StuckHook = Box<dyn Fn(&StuckTask) + Send + Sync>;
 
 /// One runtime: Go's `sched`, `allp` and `allm`.
 pub(crate) struct Sched {
@@ -61,6 +75,7 @@ pub(crate) struct Sched {
     ms: Mutex<Vec<Arc<MShared>>>,
     /// Closures of `spawn_blocking` that no thread has begun.
     blocking: Global,
+    places: Places,
     owned: OwnedTasks,
     pub(crate) netpoll: Arc<Netpoll>,
     procs: u32,
@@ -78,13 +93,18 @@ struct Threads {
     alive: usize,
     /// Those of them that block in the middle of a poll, or run a closure that may.
     aside: usize,
+    /// Those of them that are about to end since there was nothing to do for long.
+    retiring: usize,
+    /// What such threads have left behind, for the next ones.
+    left: Vec<(Arc<MShared>, Local)>,
+    /// Somebody was told that no thread can be had.
+    refusal_told: bool,
     ended: bool,
 }
 
 /// A P: what goes with the right to run.
 pub(crate) struct P {
-    /// Whose it is; null while it is idle. An M's shared part lives as long as the scheduler.
-    holder: AtomicPtr<MShared>,
+    hold: Hold<MShared>,
     /// Tasks run so far (Go's `schedtick`), by which sysmon sees whether one of them takes long.
     pub(crate) schedtick: AtomicU32,
     /// Sysmon asks the M to look at the clock, the network and the timers before its next task.
@@ -124,6 +144,10 @@ pub(crate) struct MShared {
     id: MId,
     remote: Remote,
     parker: Parker,
+    /// The kernel's number of its thread.
+    thread: AtomicI32,
+    /// The task that it polls, if somebody wants to know.
+    pub(crate) running: Mutex<Option<TaskInfo>>,
     /// What the M is to do when it is unparked: [`Orders`], packed. Ordered by the parker's token.
     orders: AtomicU32,
 }
@@ -158,6 +182,7 @@ fn current<R>(f: impl FnOnce(Option<&M>) -> R) -> R {
 
 impl Sched {
     pub(crate) fn new(procs: u32, config: Config) -> io::Result<Arc<Sched>> {
+        super::sys::prepare_fences();
         let netpoll = Arc::new(Netpoll::new()?);
         Ok(Arc::new_cyclic(|this| Sched {
             this: this.clone(),
@@ -167,6 +192,7 @@ impl Sched {
             ps: (0..=procs).map(|_| P::new(&netpoll, this)).collect(),
             ms: Mutex::default(),
             blocking: Global::default(),
+            places: Places::new(config.max_blocking()),
             owned: OwnedTasks::new(procs as usize),
             netpoll,
             procs,
@@ -215,6 +241,10 @@ impl Sched {
         &self.ps[p.unwrap_or(self.procs) as usize].timers
     }
 
+    pub(crate) fn this(&self) -> Option<Arc<Sched>> {
+        self.this.upgrade()
+    }
+
     /// When the first timer of all is due.
     pub(crate) fn next_timer(&self) -> u64 {
         let sleeps = self.ps.iter().map(|p| p.timers.timers.next_when());
@@ -232,6 +262,11 @@ impl Sched {
             p.timers.timers.expire(now, list);
         }
         self.netpoll.ring_alarms(now, list);
+    }
+
+    /// Is there a closure that one more thread may run?
+    pub(crate) fn closures_wait(&self) -> bool {
+        !self.blocking.is_empty() && self.places.is_one_free()
     }
 
     /// Is there a task that an idle M could take?
@@ -260,7 +295,7 @@ impl Sched {
 
     /// Will the calling thread look at this netpoller's batons before it goes idle?
     pub(crate) fn passes_batons(netpoll: &Arc<Netpoll>) -> bool {
-        current(|m| m.is_some_and(|m| m.p.get().is_some() && Arc::ptr_eq(&m.sched.netpoll, netpoll)))
+        current(|m| m.is_some_and(|m| m.p.get().is_some() && Arc::ptr_eq(&m.sched.netpoll, netpoll) && m.has_p()))
     }
 
     /// Runs a hook; a panic in it is its own affair (trap S23).
@@ -353,6 +388,22 @@ impl Sched {
         }
     }
 
+    /// An M that has had nothing to do for long: true if it is to end. Threads beyond the Ps do.
+    fn retire(&self, m: MId) -> bool {
+        let mut threads = self.threads();
+        let retires = self.is_surplus(&threads) && self.idle.leave(m, Role::Park);
+        threads.retiring += usize::from(retires);
+        retires
+    }
+
+    fn has_surplus(&self) -> bool {
+        self.is_surplus(&self.threads())
+    }
+
+    fn is_surplus(&self, threads: &Threads) -> bool {
+        threads.alive - threads.retiring > self.procs as usize
+    }
+
     /// The calling M is about to block in the middle of its work, and may wait for another's.
     fn step_aside(&self) {
         self.threads().aside += 1;
@@ -412,7 +463,7 @@ impl P {
     fn new(netpoll: &Arc<Netpoll>, sched: &Weak<Sched>) -> P {
         let (timers, netpoll, sched) = (Timers::new(), netpoll.clone(), sched.clone());
         P {
-            holder: AtomicPtr::new(ptr::null_mut()),
+            hold: Hold::new(),
             schedtick: AtomicU32::new(0),
             attention: AtomicBool::new(false),
             timers: Arc::new(TimerHeap { timers, netpoll, sched }),
@@ -421,14 +472,12 @@ impl P {
 
     /// The queues of the M that holds it.
     fn remote(&self) -> Option<&Remote> {
-        // Acquire pairs with the Release in `M::take_p`.
-        let holder = self.holder.load(Ordering::Acquire);
-        // SAFETY: an M's shared part is kept in `Sched::ms`, which only grows, and this P is part of the same Sched.
-        unsafe { holder.as_ref() }.map(|m| &m.remote)
+        self.holder().map(|m| &m.remote)
     }
 
-    pub(crate) fn is_held(&self) -> bool {
-        !self.holder.load(Ordering::Relaxed).is_null()
+    pub(crate) fn holder(&self) -> Option<&MShared> {
+        // SAFETY: an M's shared part is kept in `Sched::ms`, which only grows, and this P is part of the same Sched.
+        unsafe { self.hold.holder().as_ref() }
     }
 
     /// Does anything wait in the queues of its M?
@@ -437,10 +486,35 @@ impl P {
     }
 }
 
+impl MShared {
+    /// The CPU time of its thread, in nanoseconds.
+    pub(crate) fn cpu_ns(&self) -> u64 {
+        super::sys::thread_cpu_ns(self.thread())
+    }
+
+    /// Does its thread wait in the kernel?
+    pub(crate) fn is_waiting(&self) -> bool {
+        super::sys::is_waiting(self.thread())
+    }
+
+    pub(crate) fn id(&self) -> MId {
+        self.id
+    }
+
+    pub(crate) fn thread(&self) -> i32 {
+        self.thread.load(Ordering::Relaxed)
+    }
+
+    fn set_running(&self, task: Option<TaskInfo>) {
+        *self.running.lock().expect("no panic under this lock") = task;
+    }
+}
+
 impl M {
     /// A thread's life.
     fn main(sched: Arc<Sched>, shared: Arc<MShared>, local: Local, orders: Orders) {
         super::sys::set_timer_slack(1);
+        shared.thread.store(super::sys::thread_id(), Ordering::Relaxed);
         let rng = Cell::new(u64::from(shared.id) * 2 + 1);
         let m = M {
             sched,
@@ -459,14 +533,22 @@ impl M {
         if let Orders::Run(p) = orders {
             // Before the hook, which may block and give it away.
             m.take_p(p, true);
+            if m.sched.config.on_thread_start.is_some() {
+                // While the hook blocks, this M looks for nothing.
+                m.reset_spinning();
+            }
         }
         Sched::hook(&m.sched.config.on_thread_start);
         if orders == Orders::Block {
             m.run_blocking();
         }
         m.schedule();
-        m.end();
+        let retired = m.end();
         CURRENT.set(ptr::null());
+        if retired {
+            let M { sched, shared, local, .. } = m;
+            sched.threads().left.push((shared, local));
+        }
     }
 
     /// The loop of an M: Go's `schedule`.
@@ -481,12 +563,30 @@ impl M {
         self.reset_spinning();
         let tick = self.tick.get().wrapping_add(1);
         self.tick.set(tick);
+        if !self.has_p() {
+            // It is the oldest of those that go back.
+            let mut first = task::GList::default();
+            first.push_back(g);
+            self.sched.global.push_front(first);
+            return self.sched.wakep();
+        }
         if let Some(p) = self.p() {
             p.schedtick.store(tick, Ordering::Relaxed);
+        }
+        let told = self.sched.config.on_stuck_task.is_some();
+        if told {
+            self.shared.set_running(Some(g.info()));
         }
         let mut ran = task::Ran::Done;
         if budget::with_budget(|| ran = g.run()) {
             self.check.soon();
+        }
+        if told {
+            self.shared.set_running(None);
+        }
+        if self.p.get().is_some() {
+            // The poll may have taken long.
+            self.has_p();
         }
         if let task::Ran::Yielded(g) = ran {
             self.requeue(g);
@@ -500,6 +600,7 @@ impl M {
             // This M comes to it in time; another may sooner.
             self.sched.wakep_if_handy();
         }
+        self.has_p();
     }
 
     /// Queues a task that wants to run again, behind all the others. Go's `goschedImpl`.
@@ -517,15 +618,39 @@ impl M {
         self.p.get().is_some() && ptr::eq(&*self.sched, sched)
     }
 
+    /// Does it have its P still? If sysmon has taken that, what this M has queued goes to others.
+    #[inline]
+    fn has_p(&self) -> bool {
+        let has = self.p().is_some_and(|p| p.hold.is_with(&self.shared));
+        if !has {
+            self.lost_p();
+        }
+        has
+    }
+
     fn p(&self) -> Option<&P> {
         self.p.get().map(|p| &self.sched.ps[p as usize])
     }
 
-    /// The last thing a thread does.
-    fn end(&self) {
+    /// The last thing a thread does. True: the runtime goes on without it.
+    fn end(&self) -> bool {
         self.drop_p();
+        let retires = !self.sched.stopping();
+        if retires {
+            Sched::hook(&self.sched.config.on_thread_stop);
+            let mut threads = self.sched.threads();
+            // `stop` comes before its lock: so either that counts this M, or this one sees it here.
+            if !self.sched.stopping() {
+                threads.alive -= 1;
+                threads.retiring -= 1;
+                threads.handles.retain(|handle| handle.thread().id() != thread::current().id());
+                return true;
+            }
+        }
         self.sched.cancel_all();
-        Sched::hook(&self.sched.config.on_thread_stop);
+        if !retires {
+            Sched::hook(&self.sched.config.on_thread_stop);
+        }
         let mut threads = self.sched.threads();
         threads.alive -= 1;
         let last = threads.alive == 0;
@@ -535,6 +660,7 @@ impl M {
             self.sched.threads().ended = true;
             self.sched.ended.notify_all();
         }
+        false
     }
 }
 

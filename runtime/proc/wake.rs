@@ -1,14 +1,13 @@
 //! How Ms and Ps come together: Go's `wakep`, `startm`, `stopm`, `handoffp`.
 
-use super::{M, MAX_THREADS, MShared, Sched};
+use super::{M, MShared, Sched};
 use crate::runtime::idle::{MId, PId, Wakeup};
 use crate::runtime::park::Parker;
-use crate::runtime::queue;
+use crate::runtime::queue::{self, Local};
 use crate::runtime::task::{G, Ran};
 use std::io;
-use std::ptr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 /// What an M is told when it is woken or started.
@@ -59,13 +58,27 @@ impl Sched {
             Wakeup::Unpark(m, p) => self.order(m, Orders::Run(p)),
             Wakeup::Break => self.netpoll.netpoll_break(),
             Wakeup::Start(p) => {
-                // A refusal (EAGAIN) leaves the P idle and the work where it is: the Ms there are come to it, and each
-                // later wake tries again (trap S5).
-                if self.start_m(Orders::Run(p)).is_err() && self.idle.unstart(p) && self.work_waiting() {
+                let Err(error) = self.start_m(Orders::Run(p)) else { return };
+                // A refusal (EAGAIN) leaves the P idle and the work where it is: the Ms there are come to it, each later
+                // wake tries again, and so does sysmon if nobody runs (trap S5).
+                if self.idle.unstart(p) && self.work_waiting() {
                     self.wakep();
                 }
+                self.tell_refusal(&error);
             }
         }
+    }
+
+    /// Says once that tasks wait because no thread can be had.
+    #[cold]
+    fn tell_refusal(&self, error: &io::Error) {
+        if self.stopping() || std::mem::replace(&mut self.threads().refusal_told, true) {
+            return;
+        }
+        eprintln!(
+            "gopark: no thread can be started: {error}. Tasks may have to wait until one that blocks is done. \
+             `Builder::on_stuck_task` names those that block"
+        );
     }
 
     /// Starts the first M, and sysmon.
@@ -87,10 +100,16 @@ impl Sched {
         m.parker.unpark();
     }
 
-    /// Queues a closure and finds a thread for it: a parked M, else a new one. If none can be had, the next M that
-    /// runs out of work takes it.
+    /// Queues a closure, and finds a thread for it unless as many as may run closures already.
     pub(super) fn submit_blocking(&self, g: G) {
         self.blocking.push(g);
+        if self.places.is_one_free() {
+            self.wake_for_closures();
+        }
+    }
+
+    /// A parked M runs closures, else a new one. If none can be had, the next M that runs out of work does.
+    pub(crate) fn wake_for_closures(&self) {
         match self.idle.take_m() {
             Some(m) => self.order(m, Orders::Block),
             None => {
@@ -106,38 +125,76 @@ impl Sched {
         self.config.thread_name.as_deref().unwrap_or("gopark")
     }
 
+    /// A P is free, whose tasks are in the global queue. The second half of Go's `handoffp`.
+    fn hand_on(&self, p: PId) {
+        self.idle.give(p);
+        if self.work_waiting() || self.netpoll.has_batons() || !self.idle.has_poller() {
+            self.wakep();
+        }
+    }
+
+    /// Takes a P from an M that is stuck, and hands it on. Go's `retake`. False: the M has moved on.
+    pub(crate) fn retake(&self, p: PId, from: &MShared) -> bool {
+        let took = self.ps[p as usize].hold.retake(from);
+        if took {
+            self.global.push_front(from.remote.drain());
+            self.hand_on(p);
+        }
+        took
+    }
+
     /// Starts a thread. Go's `newm`.
     pub(crate) fn start_m(&self, orders: Orders) -> io::Result<()> {
         let sched = self.this.upgrade().expect("whoever calls this holds an Arc");
         let mut threads = self.threads();
         // At the end one may come to drop what is left, but not behind the last one's back.
-        let too_late = self.stopping() && (orders != Orders::Exit || threads.alive == 0);
-        if too_late || threads.alive >= self.procs as usize + self.config.max_threads.unwrap_or(MAX_THREADS) {
-            return Err(io::Error::new(io::ErrorKind::QuotaExceeded, "the runtime ends, or max_threads are running"));
+        if self.stopping() && (orders != Orders::Exit || threads.alive == 0) {
+            return Err(io::Error::other("the runtime ends"));
         }
-        let (local, remote) = queue::local();
-        let shared = {
-            let mut ms = self.ms.lock().expect("no panic under this lock");
-            let id = ms.len() as MId;
-            let orders = AtomicU32::new(Orders::Exit.pack());
-            let shared = Arc::new(MShared { id, remote, parker: Parker::new(), orders });
-            ms.push(shared.clone());
-            shared
-        };
+        let max = self.config.max_threads();
+        if threads.alive >= max.saturating_add(self.procs as usize) {
+            let text = format!("{max} beyond the workers are running, the most that `Builder::max_threads` allows");
+            return Err(io::Error::new(io::ErrorKind::QuotaExceeded, text));
+        }
+        let (shared, local) = threads.left.pop().unwrap_or_else(|| self.new_m());
+        // Where they are to be found again if the thread does not come to be.
+        let slot = Arc::new(Mutex::new(Some((shared, local))));
+        let there = slot.clone();
+        let take = |slot: &Mutex<Option<_>>| slot.lock().expect("no panic under this lock").take();
         let mut builder = thread::Builder::new().name(self.thread_name().to_owned());
         if let Some(size) = self.config.stack_size {
             builder = builder.stack_size(size);
         }
-        match builder.spawn(move || M::main(sched, shared, local, orders)) {
+        let main = move || {
+            if let Some((shared, local)) = take(&there) {
+                M::main(sched, shared, local, orders);
+            }
+        };
+        match builder.spawn(main) {
             Ok(handle) => threads.handles.push(handle),
             Err(error) => {
-                // Still the last: whoever adds one holds the lock of `threads`.
-                self.ms.lock().expect("no panic under this lock").pop();
+                threads.left.extend(take(&slot));
                 return Err(error);
             }
         }
         threads.alive += 1;
         Ok(())
+    }
+
+    /// The parts of an M that outlive its thread.
+    fn new_m(&self) -> (Arc<MShared>, Local) {
+        let (local, remote) = queue::local();
+        let mut ms = self.ms.lock().expect("no panic under this lock");
+        let shared = Arc::new(MShared {
+            id: ms.len() as MId,
+            remote,
+            parker: Parker::new(),
+            thread: AtomicI32::new(0),
+            running: Mutex::default(),
+            orders: AtomicU32::new(Orders::Exit.pack()),
+        });
+        ms.push(shared.clone());
+        (shared, local)
     }
 }
 
@@ -146,15 +203,24 @@ impl M {
     pub(super) fn take_p(&self, p: PId, spinning: bool) {
         self.p.set(Some(p));
         self.spinning.set(spinning);
-        let holder = Arc::as_ptr(&self.shared).cast_mut();
-        // Release pairs with the Acquire in `P::remote`.
-        self.sched.ps[p as usize].holder.store(holder, Ordering::Release);
+        self.sched.ps[p as usize].hold.give(&self.shared);
     }
 
-    /// Go's `releasep`.
-    pub(super) fn clear_holder(&self) {
-        if let Some(p) = self.p() {
-            p.holder.store(ptr::null_mut(), Ordering::Release);
+    /// Go's `releasep`. False: sysmon has taken the P.
+    pub(super) fn let_go(&self) -> bool {
+        let had = self.p().is_some_and(|p| p.hold.let_go(&self.shared));
+        self.p.set(None);
+        had
+    }
+
+    /// Sysmon has taken the P: what this M has queued meanwhile is for others to run.
+    #[cold]
+    pub(super) fn lost_p(&self) {
+        self.p.set(None);
+        self.reset_spinning();
+        self.sched.global.push_front(self.local.drain(&self.shared.remote));
+        if !self.sched.global.is_empty() || self.sched.netpoll.has_batons() {
+            self.sched.wakep();
         }
     }
 
@@ -182,10 +248,9 @@ impl M {
         self.reset_spinning();
         // Order: what ran next comes first (trap S3).
         self.sched.global.push_front(self.local.drain(&self.shared.remote));
-        self.clear_holder();
-        self.p.set(None);
-        self.sched.idle.give(p);
-        if !self.sched.global.is_empty() || !self.sched.idle.has_poller() {
+        if self.let_go() {
+            self.sched.hand_on(p);
+        } else if !self.sched.global.is_empty() || self.sched.netpoll.has_batons() {
             self.sched.wakep();
         }
     }
@@ -218,12 +283,16 @@ impl M {
         }
     }
 
-    /// Runs closures until none waits.
+    /// Runs closures until none waits, or as many threads as may do so already.
     pub(super) fn run_blocking(&self) {
+        let sched = &*self.sched;
         self.step_aside();
-        while !self.sched.stopping() {
-            let Some(g) = self.sched.blocking.pop() else { break };
-            let Ran::Done = g.run() else { unreachable!("a closure is ready when it returns") };
+        while sched.closures_wait() && !sched.stopping() && sched.places.take() {
+            while !sched.stopping() {
+                let Some(g) = sched.blocking.pop() else { break };
+                let Ran::Done = g.run() else { unreachable!("a closure is ready when it returns") };
+            }
+            sched.places.give_back();
         }
         self.step_back();
     }

@@ -30,7 +30,8 @@ impl Futex {
         Futex { word: AtomicU32::new(value), sleepers: loom::sync::Mutex::new(()), woken: loom::sync::Condvar::new() }
     }
 
-    pub(crate) fn wait(&self, expected: u32) {
+    /// Loom has no time: no model waits with a limit, but for none at all.
+    pub(crate) fn wait(&self, expected: u32, _: Option<std::time::Duration>) {
         let guard = self.sleepers.lock().unwrap();
         // The kernel compares under the bucket's lock; the word itself orders nothing.
         if self.word.load(std::sync::atomic::Ordering::Relaxed) == expected {

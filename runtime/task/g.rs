@@ -146,7 +146,6 @@ impl G {
     }
 
     /// Whose it is; to be asked for before `run`.
-    #[cfg(test)]
     pub(crate) fn info(&self) -> TaskInfo {
         self.header().info
     }
