@@ -1,6 +1,8 @@
 //! What is to be woken once no lock is held: the list that Go's `netpoll` returns (runtime/netpoll.go, `gList`).
 
 use super::task::{self, G, GList, quietly};
+use std::cell::Cell;
+use std::collections::VecDeque;
 use std::task::Waker;
 
 /// Names one slot in one generation.
@@ -29,6 +31,11 @@ pub(crate) struct WakeList {
     rest: Option<Box<Rest>>,
 }
 
+thread_local! {
+    /// The storage of the last list that this thread dropped.
+    static SPARE: Cell<Option<Box<Rest>>> = const { Cell::new(None) };
+}
+
 #[derive(Debug, Default)]
 struct Rest {
     /// Wakers of other executors. Their code may panic or call back.
@@ -37,7 +44,7 @@ struct Rest {
     spent: Vec<Waker>,
     /// Slots whose turn was handed to one waiter while others still wait: looked at once more before an M goes idle.
     batons: Vec<SlotId>,
-    alarms: Vec<Alarm>,
+    alarms: VecDeque<Alarm>,
 }
 
 impl WakeList {
@@ -68,16 +75,17 @@ impl WakeList {
         self.rest().batons.push(baton);
     }
 
-    pub(crate) fn take_batons(&mut self) -> Vec<SlotId> {
-        self.rest.as_mut().map(|rest| std::mem::take(&mut rest.batons)).unwrap_or_default()
+    /// For the taker to empty; `None` if there are none.
+    pub(crate) fn batons(&mut self) -> Option<&mut Vec<SlotId>> {
+        self.rest.as_mut().map(|rest| &mut rest.batons).filter(|batons| !batons.is_empty())
     }
 
     pub(crate) fn add_alarm(&mut self, alarm: Alarm) {
-        self.rest().alarms.push(alarm);
+        self.rest().alarms.push_back(alarm);
     }
 
-    pub(crate) fn take_alarms(&mut self) -> Vec<Alarm> {
-        self.rest.as_mut().map(|rest| std::mem::take(&mut rest.alarms)).unwrap_or_default()
+    pub(crate) fn pop_alarm(&mut self) -> Option<Alarm> {
+        self.rest.as_mut()?.alarms.pop_front()
     }
 
     /// Schedules the own tasks wherever they belong, then wakes and drops the rest. For callers that are not a P.
@@ -115,6 +123,22 @@ impl WakeList {
     }
 
     fn rest(&mut self) -> &mut Rest {
-        self.rest.get_or_insert_default()
+        // At the end of a thread there is none.
+        self.rest.get_or_insert_with(|| SPARE.try_with(Cell::take).ok().flatten().unwrap_or_default())
+    }
+}
+
+impl Drop for WakeList {
+    fn drop(&mut self) {
+        let rest = self.rest.take_if(|rest| rest.is_empty());
+        if rest.is_some() {
+            let _ = SPARE.try_with(|spare| spare.set(rest));
+        }
+    }
+}
+
+impl Rest {
+    fn is_empty(&self) -> bool {
+        self.foreign.is_empty() && self.spent.is_empty() && self.batons.is_empty() && self.alarms.is_empty()
     }
 }

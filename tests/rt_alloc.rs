@@ -13,11 +13,11 @@ use futures::task::AtomicWaker;
 use gopark::Builder;
 use gopark::net::{TcpListener, TcpStream, UdpSocket};
 use std::future::poll_fn;
-use std::io::{IoSlice, IoSliceMut};
+use std::io::{ErrorKind, IoSlice, IoSliceMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Allocations of one run of `work`: the least of a few.
 async fn allocations<F: Future<Output = ()>>(mut work: impl FnMut() -> F) -> usize {
@@ -118,6 +118,23 @@ fn one_allocation_per_spawn_and_none_per_wake() {
                 let count = allocations(|| round_trips(&client, size)).await;
                 assert_eq!(count, 0, "read and write of {size} bytes, {workers} workers");
             }
+            // Deadlines that come while somebody waits, and edges for which two wait.
+            let deadlines = || async {
+                for _ in 0..50 {
+                    client.set_read_deadline(Some(Instant::now() + Duration::from_micros(50))).unwrap();
+                    assert_eq!(client.read(&mut [0]).await.unwrap_err().kind(), ErrorKind::TimedOut);
+                }
+                client.set_read_deadline(None).unwrap();
+            };
+            assert_eq!(allocations(deadlines).await, 0, "deadline, {workers} workers");
+            let edges = || async {
+                for _ in 0..N {
+                    let (mut one, mut two) = ([0], [0]);
+                    let both = futures::future::join(client.read(&mut one), client.read(&mut two));
+                    futures::future::join(both, client.write(b"ab")).await.1.unwrap();
+                }
+            };
+            assert_eq!(allocations(edges).await, 0, "two readers, {workers} workers");
             drop(client);
             echo.await.unwrap();
 

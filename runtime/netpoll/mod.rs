@@ -32,6 +32,7 @@ use crate::runtime::wake_list::{Alarm, SlotId, WakeList};
 use desc::{PollDesc, Table, Token};
 use epoll::{Epoll, Event};
 use slot::Start;
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -52,7 +53,7 @@ pub(crate) struct Netpoll {
     /// Deadlines and other alarms of descriptors. Go keeps them with the Ps' timers; but here a socket may be used where
     /// there is no P.
     timers: Timers,
-    batons: Mutex<Vec<SlotId>>,
+    batons: Mutex<VecDeque<SlotId>>,
     /// How many `batons` there are, so that nobody takes the lock for none.
     baton_count: AtomicUsize,
 }
@@ -72,7 +73,7 @@ impl Netpoll {
             polled: AtomicBool::new(false),
             clock: Clock::new(),
             timers: Timers::new(),
-            batons: Mutex::new(Vec::new()),
+            batons: Mutex::new(VecDeque::new()),
             baton_count: AtomicUsize::new(0),
         })
     }
@@ -133,14 +134,16 @@ impl Netpoll {
     /// Sees to the deadlines and other alarms that are due.
     pub(crate) fn ring_alarms(&self, now: u64, list: &mut WakeList) {
         self.timers.expire(now, list);
-        for alarm in list.take_alarms() {
-            let (Alarm::Deadline(id) | Alarm::Retry(id)) = alarm;
-            let (token, write) = (Token { index: id.slot / 4, fdseq: id.fdseq }, id.slot % 4 == 1);
-            let desc = self.desc(token);
-            if let Alarm::Retry(_) = alarm {
-                self.table.slot(id).into_iter().for_each(|slot| slot.edge(id.fdseq, false, list));
-            } else if desc.deadline(write).fire(now, desc.refused(token, write), &self.timers, list) {
-                self.timer_added(self.timers.next_when());
+        while let Some(alarm) = list.pop_alarm() {
+            match alarm {
+                Alarm::Retry(id) => self.table.slot(id).into_iter().for_each(|slot| slot.edge(id.fdseq, false, list)),
+                Alarm::Deadline(id) => {
+                    let (token, write) = (Token { index: id.slot / 4, fdseq: id.fdseq }, id.slot % 4 == 1);
+                    let desc = self.desc(token);
+                    if desc.deadline(write).fire(now, desc.refused(token, write), &self.timers, list) {
+                        self.timer_added(self.timers.next_when());
+                    }
+                }
             }
         }
         self.keep_batons(list);
@@ -226,14 +229,11 @@ impl Netpoll {
 
     /// Puts a list's batons where the next M that would go idle finds them. True: there were any.
     pub(crate) fn keep_batons(&self, list: &mut WakeList) -> bool {
-        let mut new = list.take_batons();
-        let any = !new.is_empty();
-        if any {
-            let mut batons = self.batons.lock();
-            batons.append(&mut new);
-            self.baton_count.store(batons.len(), Ordering::Relaxed);
-        }
-        any
+        let Some(new) = list.batons() else { return false };
+        let mut batons = self.batons.lock();
+        batons.extend(new.drain(..));
+        self.baton_count.store(batons.len(), Ordering::Relaxed);
+        true
     }
 
     pub(crate) fn has_batons(&self) -> bool {
@@ -243,19 +243,20 @@ impl Netpoll {
     /// Looks again at the slots where one waiter was chosen and others wait. What it finds is in the list; where still
     /// others wait, there is a new baton.
     pub(crate) fn pass_batons(&self, list: &mut WakeList) {
-        if !self.has_batons() {
-            return;
-        }
-        let batons = {
-            let mut batons = self.batons.lock();
-            self.baton_count.store(0, Ordering::Relaxed);
-            std::mem::take(&mut *batons)
-        };
-        for baton in batons {
+        // No more than there are now: what is kept meanwhile is for the next round.
+        for _ in 0..self.baton_count.load(Ordering::Relaxed) {
+            let Some(baton) = self.take_baton() else { break };
             if let Some(slot) = self.table.slot(baton) {
                 slot.pass(baton.fdseq, list);
             }
         }
         self.keep_batons(list);
+    }
+
+    fn take_baton(&self) -> Option<SlotId> {
+        let mut batons = self.batons.lock();
+        let baton = batons.pop_front();
+        self.baton_count.store(batons.len(), Ordering::Relaxed);
+        baton
     }
 }

@@ -55,7 +55,7 @@ fn wait_in(slot: &Slot) -> Arc<Count> {
 fn serve<R>(f: impl FnOnce(&mut WakeList) -> R) -> R {
     let mut list = WakeList::default();
     let result = f(&mut list);
-    list.take_batons();
+    list.batons().into_iter().for_each(Vec::clear);
     list.deliver();
     result
 }

@@ -47,7 +47,7 @@ impl Read {
     fn ring(&self, now: u64) {
         let mut list = WakeList::default();
         self.timers.expire(now, &mut list);
-        for alarm in list.take_alarms() {
+        while let Some(alarm) = list.pop_alarm() {
             let Alarm::Deadline(id) = alarm else { panic!("no other alarm was set") };
             let _ = self.deadline.fire(now, self.refused(id.fdseq), &self.timers, &mut list);
         }

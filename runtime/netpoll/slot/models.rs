@@ -69,7 +69,7 @@ impl Socket {
     fn serve<R>(&self, f: impl FnOnce(&Slot, &mut WakeList) -> R) -> R {
         let mut list = WakeList::default();
         let result = f(&self.slot, &mut list);
-        self.batons.lock().unwrap().append(&mut list.take_batons());
+        list.batons().into_iter().for_each(|batons| self.batons.lock().unwrap().append(batons));
         list.deliver();
         result
     }

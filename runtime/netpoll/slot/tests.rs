@@ -62,7 +62,7 @@ impl Rigged {
     fn serve<R>(&mut self, f: impl FnOnce(&Slot, &mut WakeList) -> R) -> R {
         let mut list = WakeList::default();
         let result = f(&self.slot, &mut list);
-        self.batons.append(&mut list.take_batons());
+        list.batons().into_iter().for_each(|batons| self.batons.append(batons));
         list.deliver();
         // Between two calls the lock is free, no turn is left unserved, and WAIT tells the truth.
         let word = self.slot.word.load(SeqCst);
