@@ -563,16 +563,14 @@ impl M {
         self.reset_spinning();
         let tick = self.tick.get().wrapping_add(1);
         self.tick.set(tick);
-        if !self.has_p() {
+        let Some(p) = self.held_p() else {
             // It is the oldest of those that go back.
             let mut first = task::GList::default();
             first.push_back(g);
             self.sched.global.push_front(first);
             return self.sched.wakep();
-        }
-        if let Some(p) = self.p() {
-            p.schedtick.store(tick, Ordering::Relaxed);
-        }
+        };
+        p.schedtick.store(tick, Ordering::Relaxed);
         let told = self.sched.config.on_stuck_task.is_some();
         if told {
             self.shared.set_running(Some(g.info()));
@@ -583,10 +581,6 @@ impl M {
         }
         if told {
             self.shared.set_running(None);
-        }
-        if self.p.get().is_some() {
-            // The poll may have taken long.
-            self.has_p();
         }
         if let task::Ran::Yielded(g) = ran {
             self.requeue(g);
@@ -620,12 +614,16 @@ impl M {
 
     /// Does it have its P still? If sysmon has taken that, what this M has queued goes to others.
     #[inline]
-    fn has_p(&self) -> bool {
-        let has = self.p().is_some_and(|p| p.hold.is_with(&self.shared));
-        if !has {
+    fn held_p(&self) -> Option<&P> {
+        let p = self.p().filter(|p| p.hold.is_with(&self.shared));
+        if p.is_none() {
             self.lost_p();
         }
-        has
+        p
+    }
+
+    fn has_p(&self) -> bool {
+        self.held_p().is_some()
     }
 
     fn p(&self) -> Option<&P> {
