@@ -3,7 +3,7 @@
 use crate::json::Json;
 use crate::load::{self, Plan, Report};
 use crate::machine::{self, Ticks};
-use crate::peer::{CONTROL, Lineup, Server};
+use crate::peer::{CONTROL, Entrant, Lineup, Server};
 use crate::place::Place;
 use crate::stats::{self, Spread};
 use crate::{Failure, sys};
@@ -35,7 +35,7 @@ struct Sample {
     report: Report,
     /// The server's CPU time within the window, in nanoseconds.
     cpu: u64,
-    /// Which share of all CPUs was busy with neither server nor client. Reckoned in clock ticks, hence roughly.
+    /// The share of the CPUs that others took.
     others: f64,
 }
 
@@ -93,8 +93,7 @@ pub(crate) const PAIRS: [(&str, &str); 6] =
 
 /// All samples of one cell.
 pub(crate) struct Outcome {
-    /// Per entrant its label and one sample per round.
-    rows: Vec<(&'static str, Vec<Sample>)>,
+    rows: Rows<Sample>,
     /// How many rounds were disturbed and are not in here.
     repeated: usize,
 }
@@ -114,40 +113,60 @@ const DISTURBANCE: f64 = 0.15;
 /// How long to wait for better times after a disturbed round.
 const RETREAT: Duration = Duration::from_secs(1);
 
-/// Plays all rounds of one cell. The order rotates, so that nobody is always first.
+/// Plays all rounds of one cell.
 pub(crate) fn play(lineup: &Lineup, setting: &Setting, progress: &mut Progress) -> Result<Outcome, Failure> {
-    let mut rows: Vec<_> = lineup.entrants.iter().map(|entrant| (entrant.label, Vec::new())).collect();
-    let (until, mut repeated) = (Instant::now() + setting.patience, 0);
+    let turn = |entrant| {
+        let server = lineup.start(entrant, setting.workers, &setting.place)?;
+        let sample = setting.place.on_client_cpus(|| measure(&server, &setting.load))?;
+        server.stop()?;
+        let others = sample.others;
+        Ok((sample, others))
+    };
+    let (rows, repeated) = play_rounds(lineup, setting.rounds, setting.patience, progress, turn)?;
+    Ok(Outcome { rows, repeated })
+}
+
+/// Per entrant its label and one sample per round.
+pub(crate) type Rows<S> = Vec<(&'static str, Vec<S>)>;
+
+/// Gives every entrant its turn in every round. The order rotates, so that nobody is always first. A turn yields a sample,
+/// and the share of the CPUs that others took. Returned as well is how many rounds others disturbed, which are repeated as
+/// long as there is patience.
+pub(crate) fn play_rounds<S>(
+    lineup: &Lineup,
+    rounds: usize,
+    patience: Duration,
+    progress: &mut Progress,
+    mut turn: impl FnMut(Entrant) -> Result<(S, f64), Failure>,
+) -> Result<(Rows<S>, usize), Failure> {
+    let mut rows: Rows<S> = lineup.entrants.iter().map(|entrant| (entrant.label, Vec::new())).collect();
+    let (until, mut repeated) = (Instant::now() + patience, 0);
     let mut round = 0;
-    while round < setting.rounds {
+    while round < rounds {
         let mut samples = Vec::new();
-        for turn in 0..rows.len() {
-            let index = (turn + round + repeated) % rows.len();
+        for place in 0..rows.len() {
+            let index = (place + round + repeated) % rows.len();
             let entrant = lineup.entrants[index];
-            progress.step(&format!("{}, round {} of {}", entrant.label, round + 1, setting.rounds));
-            let server = lineup.start(entrant, setting.workers, &setting.place)?;
-            let sample = setting
-                .place
-                .on_client_cpus(|| measure(&server, &setting.load))
-                .map_err(|failure| Failure::run(format!("{}: {failure}", entrant.label)))?;
-            server.stop()?;
-            samples.push((index, sample));
+            progress.step(&format!("{}, round {} of {rounds}", entrant.label, round + 1));
+            let (sample, others) =
+                turn(entrant).map_err(|failure| Failure::run(format!("{}: {failure}", entrant.label)))?;
+            samples.push((index, sample, others));
         }
         // Whether a round counts is decided by what others did in it, never by its result.
-        if samples.iter().any(|(_, sample)| sample.others > DISTURBANCE) && Instant::now() < until {
+        if samples.iter().any(|&(.., others)| others > DISTURBANCE) && Instant::now() < until {
             repeated += 1;
             progress.take_back(samples.len());
             thread::sleep(RETREAT);
             continue;
         }
-        samples.into_iter().for_each(|(index, sample)| rows[index].1.push(sample));
+        samples.into_iter().for_each(|(index, sample, _)| rows[index].1.push(sample));
         round += 1;
     }
-    Ok(Outcome { rows, repeated })
+    Ok((rows, repeated))
 }
 
 /// The clocks at one edge of the window.
-struct Clocks {
+pub(crate) struct Clocks {
     ticks: Ticks,
     time: u64,
     server: u64,
@@ -155,7 +174,7 @@ struct Clocks {
 }
 
 impl Clocks {
-    fn read(server: &Server) -> io::Result<Self> {
+    pub(crate) fn read(server: &Server) -> io::Result<Self> {
         Ok(Clocks {
             ticks: Ticks::now()?,
             time: sys::now(),
@@ -163,15 +182,25 @@ impl Clocks {
             client: sys::own_cpu(),
         })
     }
+
+    /// Which share of all CPUs was busy with neither server nor client. Reckoned in clock ticks, hence roughly.
+    pub(crate) fn others_since(&self, start: &Clocks) -> f64 {
+        let ours = self.server - start.server + self.client - start.client;
+        let ours = ours as f64 / (self.time - start.time) as f64 / machine::cpus() as f64;
+        (self.ticks.busy_since(&start.ticks) - ours).max(0.0)
+    }
 }
 
 fn measure(server: &Server, load: &Load) -> Result<Sample, Failure> {
     let (report, start, end) = load::run_between(&load.plan(server.addr()), || Clocks::read(server))?;
     report.check()?;
-    let cpu = end.server - start.server;
-    let ours = (cpu + end.client - start.client) as f64 / (end.time - start.time) as f64 / machine::cpus() as f64;
-    let others = (end.ticks.busy_since(&start.ticks) - ours).max(0.0);
-    Ok(Sample { report, cpu, others })
+    Ok(Sample { report, cpu: end.server - start.server, others: end.others_since(&start) })
+}
+
+/// The shares of the CPUs that others took, and how many rounds were repeated for that, in one line.
+pub(crate) fn show_others(others: Spread, repeated: usize) -> String {
+    let (others, repeated) = (others.show(stats::percent), stats::count(repeated, "disturbed round"));
+    format!("  other processes took {others} of the CPUs; {repeated} repeated\n")
 }
 
 impl Outcome {
@@ -212,8 +241,7 @@ impl Outcome {
             }
         }
         if let Some(others) = self.others() {
-            let (others, repeated) = (others.show(stats::percent), stats::count(self.repeated, "disturbed round"));
-            writeln!(out, "  other processes took {others} of the CPUs; {repeated} repeated").expect("as above");
+            out.push_str(&show_others(others, self.repeated));
         }
         out
     }

@@ -28,6 +28,7 @@ mod stats;
 mod sys;
 mod syscalls;
 mod tokio_peer;
+mod work;
 
 use args::Args;
 use std::fmt::{self, Display};

@@ -1,13 +1,12 @@
 //! `benches spread`: how well many short computations use a second worker.
 
-use crate::Failure;
 use crate::args::Args;
 use crate::gopark_peer::Gopark;
 use crate::peer::{Peer, Peers};
 use crate::runtime::Runtime;
 use crate::stats::{self, Spread};
 use crate::tokio_peer::Tokio;
-use std::hint::black_box;
+use crate::{Failure, work};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -48,7 +47,7 @@ pub(crate) fn main(mut args: Args) -> Result<(), Failure> {
             Peer::Raw | Peer::Go => return Err(Failure::usage("spread has tokio and gopark")),
         }
     }
-    let steps = calibrate();
+    let steps = work::steps_in(TASK);
     let mut samples = vec![Vec::new(); runs.len()];
     for round in 0..rounds {
         for turn in 0..runs.len() {
@@ -70,37 +69,12 @@ pub(crate) fn main(mut args: Args) -> Result<(), Failure> {
     Ok(())
 }
 
-/// So many steps of computation that the compiler can neither skip nor join.
-fn compute(steps: u64) {
-    let mut x = black_box(88_172_645_463_325_252_u64);
-    for _ in 0..steps {
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
-    }
-    black_box(x);
-}
-
-/// How many steps a task takes: the fastest of several measurements, in which nothing came between.
-fn calibrate() -> u64 {
-    const STEPS: u64 = 1_000_000;
-    let fastest = (0..20)
-        .map(|_| {
-            let start = Instant::now();
-            compute(STEPS);
-            start.elapsed()
-        })
-        .min()
-        .expect("twenty measurements");
-    (STEPS as f64 * TASK.as_secs_f64() / fastest.as_secs_f64()) as u64
-}
-
 fn on_runtime<R: Runtime>(workers: usize, steps: u64) -> Result<f64, Failure> {
     Ok(R::run(workers, async move {
         let mut times = Vec::new();
         for _ in 0..REPEATS {
             let start = Instant::now();
-            let tasks: Vec<_> = (0..TASKS).map(|_| R::spawn(async move { compute(steps) })).collect();
+            let tasks: Vec<_> = (0..TASKS).map(|_| R::spawn(async move { work::compute(steps) })).collect();
             for task in tasks {
                 task.await;
             }
@@ -115,7 +89,7 @@ fn on_threads(count: usize, steps: u64) -> Result<f64, Failure> {
         let start = Instant::now();
         thread::scope(|scope| {
             for _ in 0..count {
-                scope.spawn(|| (0..TASKS / count).for_each(|_| compute(steps)));
+                scope.spawn(|| (0..TASKS / count).for_each(|_| work::compute(steps)));
             }
         });
         start.elapsed()
