@@ -5,6 +5,7 @@ use crate::gopark_peer::Gopark;
 use crate::peer::Peer;
 use crate::rounds::{Job, Rounds};
 use crate::runtime::Runtime;
+use crate::smol_peer::Smol;
 use crate::stats::Spread;
 use crate::tokio_peer::Tokio;
 use crate::{Failure, go, rounds, sys};
@@ -19,7 +20,7 @@ benches deadlines [--quick] [--rounds K] [--peers A,..]
 What a deadline costs that never passes, in a process of its own for each peer and with one worker:
 
   set    moving the read deadline of a connection to 30 s from now, a million times, each beyond one reading of the
-         clock. For tokio, which has no deadlines: a `timeout` of 30 s, created, polled and dropped.
+         clock. For tokio and smol, which have no deadlines: a `timeout` of 30 s, created, polled and dropped.
   read   two tasks send 64 bytes to and fro, and every read has 30 s: the process's CPU time for each read beyond what
          it is without. Blocks of 2,000 round trips with and without take turns; the median of their differences.
 
@@ -67,8 +68,9 @@ pub(crate) fn child(args: Args) -> Result<(), Failure> {
     let plan = Plan { sets, blocks, trips };
     rounds::tell(match peer {
         Peer::Tokio => Tokio::run(workers, measure::<Tokio>(plan)),
+        Peer::Smol => Smol::run(workers, measure::<Smol>(plan)),
         Peer::Gopark => Gopark::run(workers, measure::<Gopark>(plan)),
-        Peer::Raw | Peer::Go => return Err(Failure::usage("no runtime of this program")),
+        Peer::Raw | Peer::May | Peer::Go => return Err(Failure::usage("no runtime of this program")),
     }??);
     Ok(())
 }

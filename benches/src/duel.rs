@@ -20,7 +20,7 @@ back. Per cell, K rounds (9); per round, each peer once for S seconds (1), from 
 
   --only CELL,..    some cells, by name or by the start of it: 2w/1 2w/64 2w/512 2w/4000 2w/64x16k and the same with 1p/
                     2w: two workers, nobody pinned. 1p: one worker, server pinned to one CPU and client to another
-  --peers A,..      some of raw, tokio, gopark and go; raw,tokio,gopark by default
+  --peers A,..      some of raw, tokio, smol, may, gopark and go; raw,tokio,gopark by default
   --patience S      repeats rounds in which other processes took over 15 % of the CPUs, up to S seconds (0) per cell
   --json FILE       all samples
   --markdown FILE   the tables of docs/performance.md

@@ -7,7 +7,9 @@ use crate::Failure;
 use crate::hist::Hist;
 use crate::json::Json;
 use crate::pattern::{PIECE, Pattern};
+use crate::stall::BLOCK;
 use crate::sys::{self, EPOLLIN, EPOLLOUT, Epoll, EventBuf};
+use crate::watch::{Phase, Watch};
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -15,6 +17,8 @@ use std::time::Duration;
 
 const MAX_EVENTS: usize = 1024;
 const TICKER: u64 = u64::MAX;
+/// The first of those that block; connections have lower ones.
+const BLOCKER: u64 = 1 << 63;
 /// So many connections are made before the first of them must have echoed once: no accept queue overflows.
 const BULK: usize = 128;
 /// A server that echoes nothing for so long is broken.
@@ -99,6 +103,66 @@ pub(crate) fn run_between<T>(plan: &Plan, mut probe: impl FnMut() -> io::Result<
     Ok((Report { secs: (end - start) as f64 / 1e9, latency, errors, first_error }, before, after))
 }
 
+/// What happens beside a load with a rate, after its warm-up and its window.
+#[derive(Clone)]
+pub(crate) struct Blocks {
+    /// So many further connections send one message each at the same time, and so often.
+    pub(crate) conns: usize,
+    pub(crate) times: usize,
+    /// For how long each keeps a thread, about.
+    pub(crate) length: Duration,
+    /// Between one time and the next.
+    pub(crate) pause: Duration,
+    /// Whether their messages ask the server to block.
+    pub(crate) told: bool,
+}
+
+/// Runs a plan with a rate, and then blocks. `probe` is called where the first window begins and where the last one ends.
+pub(crate) fn run_blocked<T>(
+    plan: &Plan,
+    blocks: &Blocks,
+    mut probe: impl FnMut() -> io::Result<T>,
+) -> Result<(Watch, T, T), Failure> {
+    let rate = plan.rate.ok_or_else(|| Failure::run("who waits for what is blocked sends nothing"))?;
+    let mut client = Client::new(plan)?;
+    client.connect()?;
+    client.connect_blockers(blocks.conns)?;
+    let mut pace = Pace::start(&client.epoll, plan.conns, rate)?;
+    client.turn_until(sys::now() + plan.warm_up.as_nanos() as u64, Some(&mut pace))?;
+    let before = probe()?;
+    let start = sys::now();
+    client.watch.open(Phase::Calm, start);
+    client.turn_until(start + plan.window.as_nanos() as u64, Some(&mut pace))?;
+    client.watch.close(sys::now());
+    let begin = if blocks.told { BLOCK } else { b"" };
+    for _ in 0..blocks.times {
+        let start = sys::now();
+        client.watch.open(Phase::Blocked, start);
+        client.call_blockers(begin)?;
+        client.turn_until(start + blocks.length.as_nanos() as u64, Some(&mut pace))?;
+        while !client.blockers_are_back() {
+            client.turn(STALL.as_nanos() as u64, Some(&mut pace))?;
+        }
+        client.watch.close(sys::now());
+        client.turn_until(sys::now() + blocks.pause.as_nanos() as u64, Some(&mut pace))?;
+    }
+    let after = probe()?;
+    drop(pace);
+    client.wait_for_all()?;
+    match client.first_error {
+        Some(error) => Err(Failure::run(format!("{} connections failed, the first: {error}", client.errors))),
+        None => Ok((client.watch, before, after)),
+    }
+}
+
+/// A connection whose message makes the server block.
+struct Blocker {
+    stream: TcpStream,
+    message: Vec<u8>,
+    /// How much of it is back.
+    received: usize,
+}
+
 struct Conn {
     /// None after an error.
     stream: Option<TcpStream>,
@@ -135,6 +199,8 @@ struct Client<'a> {
     latency: Hist,
     errors: u64,
     first_error: Option<String>,
+    blockers: Vec<Blocker>,
+    watch: Watch,
 }
 
 impl<'a> Client<'a> {
@@ -152,6 +218,8 @@ impl<'a> Client<'a> {
             latency: Hist::new(),
             errors: 0,
             first_error: None,
+            blockers: Vec::new(),
+            watch: Watch::new(),
         })
     }
 
@@ -160,19 +228,66 @@ impl<'a> Client<'a> {
         while self.conns.len() < self.plan.conns {
             let first = self.conns.len();
             for index in first..self.plan.conns.min(first + BULK) {
-                let stream = TcpStream::connect_timeout(&self.plan.addr, STALL)
-                    .map_err(|error| Failure::run(format!("connection {index} to {}: {error}", self.plan.addr)))?;
-                stream.set_nodelay(true)?;
-                stream.set_nonblocking(true)?;
-                // Closing resets: thousands of connections in TIME_WAIT would be the next round's noise.
-                socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
-                self.epoll.add(&stream, EPOLLIN, index as u64)?;
+                let stream = self.connect_one(index as u64)?;
                 let conn = Conn { stream: Some(stream), goal: 0, sent: 0, received: 0, since: 0, wants_out: false };
                 self.conns.push(conn);
             }
             self.send_on_all(first);
             self.drain()?;
         }
+        Ok(())
+    }
+
+    fn connect_one(&self, token: u64) -> Result<TcpStream, Failure> {
+        let stream = TcpStream::connect_timeout(&self.plan.addr, STALL)
+            .map_err(|error| Failure::run(format!("connection {} to {}: {error}", token & !BLOCKER, self.plan.addr)))?;
+        stream.set_nodelay(true)?;
+        stream.set_nonblocking(true)?;
+        // Closing resets: thousands of connections in TIME_WAIT would be the next round's noise.
+        socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+        self.epoll.add(&stream, EPOLLIN, token)?;
+        Ok(stream)
+    }
+
+    /// Makes the connections that will block; each has echoed one message when this returns.
+    fn connect_blockers(&mut self, count: usize) -> Result<(), Failure> {
+        for index in 0..count {
+            let stream = self.connect_one(BLOCKER + index as u64)?;
+            self.blockers.push(Blocker { stream, message: Vec::new(), received: 0 });
+        }
+        self.call_blockers(b"")?;
+        while !self.blockers_are_back() {
+            self.turn(STALL.as_nanos() as u64, None)?;
+        }
+        Ok(())
+    }
+
+    /// Each sends a message that begins so.
+    fn call_blockers(&mut self, begin: &[u8]) -> Result<(), Failure> {
+        for (index, blocker) in self.blockers.iter_mut().enumerate() {
+            let rest = self.plan.bytes.saturating_sub(begin.len());
+            blocker.message = [begin, self.pattern.piece(self.plan.conns + index, 0, rest)].concat();
+            blocker.received = 0;
+            // Nothing else is under way here, so it takes all.
+            blocker.stream.write_all(&blocker.message)?;
+        }
+        Ok(())
+    }
+
+    fn blockers_are_back(&self) -> bool {
+        self.blockers.iter().all(|blocker| blocker.received == blocker.message.len())
+    }
+
+    fn receive_blocked(&mut self, index: usize) -> Result<(), Failure> {
+        let Blocker { stream, message, received } = &mut self.blockers[index];
+        match stream.read(&mut self.buf) {
+            Ok(0) => return Err(Failure::run("the server closed a connection that blocks")),
+            Ok(n) if message[*received..].starts_with(&self.buf[..n]) => *received += n,
+            Ok(_) => return Err(Failure::run("something else came back from a handler that blocks")),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => return Err(Failure::run(format!("reading from a handler that blocks: {error}"))),
+        }
+        self.last_progress = sys::now();
         Ok(())
     }
 
@@ -199,6 +314,10 @@ impl<'a> Client<'a> {
     /// Waits for everything that is under way.
     fn drain(&mut self) -> Result<(), Failure> {
         self.then = Then::Rest;
+        self.wait_for_all()
+    }
+
+    fn wait_for_all(&mut self) -> Result<(), Failure> {
         while self.conns.iter().any(|conn| conn.stream.is_some() && conn.received < conn.goal) {
             self.turn(STALL.as_nanos() as u64, None)?;
         }
@@ -213,6 +332,10 @@ impl<'a> Client<'a> {
                 if let Some(pace) = pace.as_deref_mut() {
                     pace.send_due(self);
                 }
+                continue;
+            }
+            if token >= BLOCKER {
+                self.receive_blocked((token - BLOCKER) as usize)?;
                 continue;
             }
             let index = token as usize;
@@ -297,17 +420,18 @@ impl<'a> Client<'a> {
     fn completed(&mut self, index: usize, messages: std::ops::Range<u64>) {
         let now = sys::now();
         self.last_progress = now;
-        if self.counting {
-            for message in messages {
-                let since = match self.then {
-                    // The first message of each connection was the one that `connect` sends.
-                    Then::Paced { start, step } => {
-                        start + (((message - 1) * self.plan.conns as u64 + index as u64) as f64 * step) as u64
-                    }
-                    Then::Rest | Then::Again => self.conns[index].since,
-                };
+        for message in messages {
+            let since = match self.then {
+                // The first message of each connection was the one that `connect` sends.
+                Then::Paced { start, step } => {
+                    start + (((message - 1) * self.plan.conns as u64 + index as u64) as f64 * step) as u64
+                }
+                Then::Rest | Then::Again => self.conns[index].since,
+            };
+            if self.counting {
                 self.latency.record(now.saturating_sub(since));
             }
+            self.watch.back(since, now);
         }
         if let Then::Again = self.then {
             self.send_message(index, now);
@@ -338,7 +462,12 @@ impl Pace {
         // Only resets the timer's readiness: how many messages are due is told by the clock, without rounding.
         let _ = self.ticker.read(&mut [0; 8]);
         let now = sys::now();
-        while self.start + (self.due as f64 * self.step) as u64 <= now {
+        loop {
+            let due = self.start + (self.due as f64 * self.step) as u64;
+            if due > now {
+                return;
+            }
+            client.watch.sent(due, now);
             let index = (self.due % client.conns.len() as u64) as usize;
             client.send_message(index, now);
             self.due += 1;

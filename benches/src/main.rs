@@ -1,6 +1,7 @@
 //! gopark beside its peers, on one machine in one run. `benches --help` says what there is.
 
 mod args;
+mod blocking;
 mod child;
 mod contest;
 mod count_perf;
@@ -14,6 +15,7 @@ mod json;
 mod light;
 mod load;
 mod machine;
+mod may_peer;
 mod pattern;
 mod peer;
 mod place;
@@ -23,14 +25,19 @@ mod raw_proxy;
 mod rounds;
 mod runtime;
 mod sleepers;
+mod smol_peer;
 mod spread;
+mod stall;
 mod stats;
 mod sys;
 mod syscalls;
 mod tokio_peer;
+mod watch;
 mod work;
 
 use args::Args;
+use peer::Service;
+use stall::Stall;
 use std::fmt::{self, Display};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -50,6 +57,7 @@ benches SUBCOMMAND [OPTIONS]: gopark beside its peers, on one machine in one run
   deadlines  what it costs to say until when a read may wait
   spread     how well short computations use a second worker
   proxy      the peers side by side as proxies, for bulk and for messages
+  blocking   what others notice of two handlers that block
   serve      one echo server or proxy
   load       the load client alone
 
@@ -59,13 +67,16 @@ Exit status: 0; 1 where something went wrong (never for a timing); 2 for a wrong
 ";
 
 const SERVE_HELP: &str = "\
-benches serve raw|tokio|gopark [--addr HOST:PORT] [--workers N] [--target HOST:PORT]
+benches serve raw|tokio|smol|may|gopark [--addr HOST:PORT] [--workers N] [--target HOST:PORT | --stall HOW:N]
 
 An echo server: reads up to 4096 bytes, writes them all back, one task per connection (raw: a bare epoll loop; with N
 workers, N threads that share the port by SO_REUSEPORT). Address 127.0.0.1:0 by default, two workers. The first line on
 stdout is `listening on HOST:PORT`. It ends when its stdin closes.
 
-With --target, a proxy to there (raw: one thread, with a buffer of 64 KiB).
+With --target, a proxy to there (raw: one thread, with a buffer of 64 KiB; not may).
+
+With --stall (not raw), a handler whose message begins with BLOCK keeps its thread before it echoes: sleep:MILLISECONDS,
+lock:MILLISECONDS (waits for a mutex that another thread holds) or spin:STEPS (of computation).
 ";
 
 const LOAD_HELP: &str = "\
@@ -145,6 +156,7 @@ fn dispatch(mut args: Args) -> Result<(), Failure> {
         "sleepers" => (sleepers::HELP, |args| watched(args, sleepers::main)),
         "deadlines" => (deadlines::HELP, |args| watched(args, deadlines::main)),
         "spread" => (spread::HELP, |args| watched(args, spread::main)),
+        "blocking" => (blocking::HELP, |args| watched(args, blocking::main)),
         "proxy" => (proxy::HELP, |args| watched(args, proxy::main)),
         // What the others start; nothing for people.
         "sleep" => ("", sleepers::child),
@@ -174,14 +186,20 @@ fn watched(args: Args, run: fn(Args) -> Result<(), Failure>) -> Result<(), Failu
 }
 
 fn serve(mut args: Args) -> Result<(), Failure> {
-    let peer = args.word("raw, tokio or gopark")?;
-    let peer = peer.parse().map_err(|()| Failure::usage(format!("serve has raw, tokio and gopark, not {peer:?}")))?;
+    let peer = args.word("a peer")?;
+    let peer = peer
+        .parse()
+        .map_err(|()| Failure::usage(format!("serve has raw, tokio, smol, may and gopark, not {peer:?}")))?;
     let addr = args.parsed("--addr", ADDR_WANTS)?.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
-    let target = args.parsed("--target", ADDR_WANTS)?;
+    let service = match (args.parsed("--target", ADDR_WANTS)?, args.parsed("--stall", Stall::WANTS)?) {
+        (None, stall) => Service::Echo(stall),
+        (Some(target), None) => Service::Proxy(target),
+        (Some(_), Some(_)) => return Err(Failure::usage("--target and --stall: a proxy has no handlers that block")),
+    };
     let workers = args.workers()?;
     args.finish()?;
     sys::raise_nofile_limit()?;
-    peer::serve(peer, addr, target, workers)
+    peer::serve(peer, addr, service, workers)
 }
 
 fn load(mut args: Args) -> Result<(), Failure> {

@@ -3,8 +3,10 @@
 use crate::child::Proc;
 use crate::gopark_peer::Gopark;
 use crate::place::Place;
+use crate::smol_peer::Smol;
+use crate::stall::Stall;
 use crate::tokio_peer::Tokio;
-use crate::{Failure, child, go, raw, raw_proxy, runtime};
+use crate::{Failure, child, go, may_peer, raw, raw_proxy, runtime};
 use std::fmt::{self, Display};
 use std::net::SocketAddr;
 use std::str::FromStr;
@@ -17,17 +19,21 @@ const END_LIMIT: Duration = Duration::from_secs(5);
 pub(crate) enum Peer {
     Raw,
     Tokio,
+    Smol,
+    May,
     Gopark,
     Go,
 }
 
 impl Peer {
-    const ALL: [Peer; 4] = [Peer::Raw, Peer::Tokio, Peer::Gopark, Peer::Go];
+    const ALL: [Peer; 6] = [Peer::Raw, Peer::Tokio, Peer::Smol, Peer::May, Peer::Gopark, Peer::Go];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Peer::Raw => "raw",
             Peer::Tokio => "tokio",
+            Peer::Smol => "smol",
+            Peer::May => "may",
             Peer::Gopark => "gopark",
             Peer::Go => "go",
         }
@@ -52,13 +58,13 @@ impl FromStr for Peer {
 pub(crate) struct Peers(pub(crate) Vec<Peer>);
 
 impl Peers {
-    pub(crate) const WANTS: &str = "some of raw, tokio, gopark and go, with commas between them";
+    pub(crate) const WANTS: &str = "some of raw, tokio, smol, may, gopark and go, with commas between them";
 
     /// Those that can do more than serve.
     pub(crate) fn runtimes_only(self) -> Result<Vec<Peer>, Failure> {
-        match self.0.contains(&Peer::Raw) {
-            true => Err(Failure::usage("raw is a server and nothing else: it has no tasks")),
-            false => Ok(self.0),
+        match self.0.iter().find(|peer| [Peer::Raw, Peer::May].contains(peer)) {
+            Some(peer) => Err(Failure::usage(format!("{peer} is an echo server here and nothing else"))),
+            None => Ok(self.0),
         }
     }
 
@@ -84,19 +90,31 @@ impl FromStr for Peers {
     }
 }
 
-/// `benches serve`: becomes an echo server, or a proxy to that target, until stdin closes.
-pub(crate) fn serve(peer: Peer, addr: SocketAddr, target: Option<SocketAddr>, workers: usize) -> Result<(), Failure> {
-    if peer == Peer::Go {
-        return Err(Failure::usage("serve has raw, tokio and gopark; go's servers are in benches/peers"));
-    }
+/// What a server is there for.
+#[derive(Clone, Copy)]
+pub(crate) enum Service {
+    /// Where a message may ask for it, its handler keeps its thread.
+    Echo(Option<Stall>),
+    Proxy(SocketAddr),
+}
+
+/// `benches serve`: becomes a server until stdin closes.
+pub(crate) fn serve(peer: Peer, addr: SocketAddr, service: Service, workers: usize) -> Result<(), Failure> {
     child::exit_with_stdin()?;
-    let served = match peer {
-        Peer::Tokio => runtime::serve::<Tokio>(addr, target, workers),
-        Peer::Gopark => runtime::serve::<Gopark>(addr, target, workers),
-        Peer::Raw | Peer::Go => match target {
-            None => raw::serve(addr, workers),
-            Some(target) => raw_proxy::serve(addr, target),
-        },
+    let served = match (peer, service) {
+        (Peer::Tokio, _) => runtime::serve::<Tokio>(addr, service, workers),
+        (Peer::Smol, _) => runtime::serve::<Smol>(addr, service, workers),
+        (Peer::Gopark, _) => runtime::serve::<Gopark>(addr, service, workers),
+        (Peer::May, Service::Echo(stall)) => may_peer::serve(addr, workers, stall),
+        (Peer::Raw, Service::Echo(None)) => raw::serve(addr, workers),
+        (Peer::Raw, Service::Proxy(target)) => raw_proxy::serve(addr, target),
+        (Peer::Raw, Service::Echo(Some(_))) => return Err(Failure::usage("raw has one loop and no handlers to block")),
+        (Peer::May, Service::Proxy(_)) => return Err(Failure::usage("may is an echo server here and no proxy")),
+        (Peer::Go, _) => {
+            return Err(Failure::usage(
+                "serve has raw, tokio, smol, may and gopark; go's servers are in benches/peers",
+            ));
+        }
     };
     served.map_err(|error| Failure::run(format!("{peer} at {addr}: {error}")))
 }
@@ -111,47 +129,69 @@ pub(crate) struct Entrant {
 /// The name of the second raw, which shows by how much equals differ.
 pub(crate) const CONTROL: &str = "raw again";
 
+/// The name of the gopark that nobody blocks.
+pub(crate) const UNTOLD: &str = "gopark, no BLOCK";
+
 /// All that take part, and what they need.
 pub(crate) struct Lineup {
     pub(crate) entrants: Vec<Entrant>,
     go: Option<go::Program>,
-    /// Where proxies lead; without it they are echo servers.
-    target: Option<SocketAddr>,
+    service: Service,
 }
 
 impl Lineup {
     /// Echo servers. With a control, raw takes part twice.
     pub(crate) fn new(peers: &Peers, control: bool) -> Result<Self, Failure> {
-        Lineup::of(peers, control, None)
+        Lineup::of(peers, control.then_some(CONTROL), Service::Echo(None))
     }
 
     /// Proxies, with a control.
     pub(crate) fn of_proxies(peers: &Peers, target: SocketAddr) -> Result<Self, Failure> {
-        Lineup::of(peers, true, Some(target))
+        match peers.0.contains(&Peer::May) {
+            true => Err(Failure::usage("may is an echo server here and no proxy")),
+            false => Lineup::of(peers, Some(CONTROL), Service::Proxy(target)),
+        }
     }
 
-    fn of(peers: &Peers, control: bool, target: Option<SocketAddr>) -> Result<Self, Failure> {
+    /// Echo servers with handlers that block when told. gopark takes part a second time, as one that is not told.
+    pub(crate) fn of_blockers(peers: &Peers, stall: Stall) -> Result<Self, Failure> {
+        match peers.0.contains(&Peer::Raw) {
+            true => Err(Failure::usage("raw has one loop and no handlers to block")),
+            false => Lineup::of(peers, Some(UNTOLD), Service::Echo(Some(stall))),
+        }
+    }
+
+    fn of(peers: &Peers, control: Option<&'static str>, service: Service) -> Result<Self, Failure> {
         let mut entrants = Vec::new();
         for &peer in &peers.0 {
             entrants.push(Entrant { label: peer.name(), peer });
-            if peer == Peer::Raw && control {
-                entrants.push(Entrant { label: CONTROL, peer });
-            }
+            let controlled = if let Service::Echo(Some(_)) = service { Peer::Gopark } else { Peer::Raw };
+            entrants.extend(control.filter(|_| peer == controlled).map(|label| Entrant { label, peer }));
         }
-        let source = if target.is_some() { go::PROXY } else { go::ECHO };
+        let source = match service {
+            Service::Echo(None) => go::ECHO,
+            Service::Echo(Some(_)) => go::BLOCKING,
+            Service::Proxy(_) => go::PROXY,
+        };
         let go = peers.0.contains(&Peer::Go).then(|| go::Program::build(source)).transpose()?;
-        Ok(Lineup { entrants, go, target })
+        Ok(Lineup { entrants, go, service })
     }
 
     /// A fresh server process. raw is the yardstick and has one thread, however many workers the others have.
     pub(crate) fn start(&self, entrant: Entrant, workers: usize, place: &Place) -> Result<Server, Failure> {
         let workers = if entrant.peer == Peer::Raw { 1 } else { workers };
         let workers_text = workers.to_string();
-        let target = self.target.map(|target| target.to_string());
+        let special = match self.service {
+            Service::Echo(None) => None,
+            Service::Echo(Some(stall)) => Some(("--stall", stall.to_string())),
+            Service::Proxy(target) => Some(("--target", target.to_string())),
+        };
         let mut args = vec!["serve", entrant.peer.name(), "--workers", &workers_text];
-        args.extend(target.iter().flat_map(|target| ["--target", target]));
+        args.extend(special.iter().flat_map(|(name, value)| [name, &value[..]]));
         let mut proc = place.on_server_cpus(|| match &self.go {
-            Some(go) if entrant.peer == Peer::Go => Proc::start("go", go.command(workers).args(&target)),
+            Some(go) if entrant.peer == Peer::Go => {
+                Proc::start("go", go.command(workers).args(special.iter().map(|(_, value)| value)))
+            }
             _ => Proc::start_self(&args),
         })?;
         let line = proc.line(START_LIMIT)?;

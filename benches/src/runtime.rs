@@ -1,6 +1,8 @@
 //! What the benchmarks ask of a runtime, and the servers and programs written once for all of them.
 
 use crate::BUFFER;
+use crate::peer::Service;
+use crate::stall::Stall;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -40,27 +42,28 @@ pub(crate) trait Runtime: Send + 'static {
     fn pass_on(stream: Self::Stream, target: SocketAddr) -> impl Future<Output = io::Result<()>> + Send;
 }
 
-/// The echo server, or a proxy to that target: one task per connection.
-pub(crate) fn serve<R: Runtime>(addr: SocketAddr, target: Option<SocketAddr>, workers: usize) -> io::Result<()> {
-    R::run(workers, accept_loop::<R>(addr, target))?
+/// One task per connection.
+pub(crate) fn serve<R: Runtime>(addr: SocketAddr, service: Service, workers: usize) -> io::Result<()> {
+    R::run(workers, accept_loop::<R>(addr, service))?
 }
 
-async fn accept_loop<R: Runtime>(addr: SocketAddr, target: Option<SocketAddr>) -> io::Result<()> {
+async fn accept_loop<R: Runtime>(addr: SocketAddr, service: Service) -> io::Result<()> {
     let listener = R::bind(addr).await?;
     println!("listening on {}", R::local_addr(&listener)?);
     loop {
         let stream = R::accept(&listener).await?;
-        match target {
-            None => drop(R::spawn(echo::<R>(stream))),
-            Some(target) => drop(R::spawn(async move { R::pass_on(stream, target).await })),
+        match service {
+            Service::Echo(stall) => drop(R::spawn(echo::<R>(stream, stall))),
+            Service::Proxy(target) => drop(R::spawn(async move { R::pass_on(stream, target).await })),
         }
     }
 }
 
-async fn echo<R: Runtime>(mut stream: R::Stream) {
+async fn echo<R: Runtime>(mut stream: R::Stream, stall: Option<Stall>) {
     let mut buf = vec![0; BUFFER];
     // An end or an error: either way this connection is over.
     while let Ok(n @ 1..) = R::read(&mut stream, &mut buf).await {
+        Stall::on_message(stall, &buf[..n]);
         if R::write_all(&mut stream, &buf[..n]).await.is_err() {
             return;
         }

@@ -6,6 +6,7 @@ use crate::pattern::mix;
 use crate::peer::Peer;
 use crate::rounds::{Job, Rounds};
 use crate::runtime::Runtime;
+use crate::smol_peer::Smol;
 use crate::stats;
 use crate::tokio_peer::Tokio;
 use crate::{Failure, go, rounds, sys};
@@ -57,8 +58,9 @@ pub(crate) fn child(args: Args) -> Result<(), Failure> {
     let (peer, workers, [sleepers, longest, singles]) = rounds::child_args(args, ["SLEEPERS", "LONGEST", "SINGLES"])?;
     rounds::tell(match peer {
         Peer::Tokio => Tokio::run(workers, sleep_all::<Tokio>(sleepers, longest, singles)),
+        Peer::Smol => Smol::run(workers, sleep_all::<Smol>(sleepers, longest, singles)),
         Peer::Gopark => Gopark::run(workers, sleep_all::<Gopark>(sleepers, longest, singles)),
-        Peer::Raw | Peer::Go => return Err(Failure::usage("no runtime of this program")),
+        Peer::Raw | Peer::May | Peer::Go => return Err(Failure::usage("no runtime of this program")),
     }?);
     Ok(())
 }

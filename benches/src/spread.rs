@@ -4,6 +4,7 @@ use crate::args::Args;
 use crate::gopark_peer::Gopark;
 use crate::peer::{Peer, Peers};
 use crate::runtime::Runtime;
+use crate::smol_peer::Smol;
 use crate::stats::{self, Spread};
 use crate::tokio_peer::Tokio;
 use crate::{Failure, work};
@@ -43,8 +44,9 @@ pub(crate) fn main(mut args: Args) -> Result<(), Failure> {
     for peer in peers.runtimes_only()? {
         match peer {
             Peer::Tokio => runs.push((peer.name(), on_runtime::<Tokio>)),
+            Peer::Smol => runs.push((peer.name(), on_runtime::<Smol>)),
             Peer::Gopark => runs.push((peer.name(), on_runtime::<Gopark>)),
-            Peer::Raw | Peer::Go => return Err(Failure::usage("spread has tokio and gopark")),
+            Peer::Raw | Peer::May | Peer::Go => return Err(Failure::usage("spread has tokio, smol and gopark")),
         }
     }
     let steps = work::steps_in(TASK);

@@ -1,0 +1,227 @@
+//! `benches blocking`: what others notice of handlers that block. gopark's aim: while two workers of two are blocked, a p99
+//! of at most twice its own without, and a longest gap of at most 12 ms.
+
+use crate::args::Args;
+use crate::contest::{self, Clocks, Progress, Rows};
+use crate::json::Json;
+use crate::load::{self, Blocks, Plan};
+use crate::peer::{Entrant, Lineup, Peer, Peers, UNTOLD};
+use crate::place::Place;
+use crate::stall::{How, Stall};
+use crate::stats::{self, Spread};
+use crate::watch::Watch;
+use crate::{Failure, machine};
+use std::fs;
+use std::time::Duration;
+
+pub(crate) const HELP: &str = "\
+benches blocking [--quick] [--how sleep|spin|lock] [--rounds K] [--secs S] [--times T] [--conns N] [--rate R]
+                 [--workers N] [--peers A,..] [--patience S] [--json FILE]
+
+Echo servers whose handler, on a message that begins with BLOCK, keeps its thread for a second before it echoes, and what
+the others notice. 64 connections (--conns) send 100 messages of 64 bytes a second each (--rate), spread evenly in time:
+first without any block, for S seconds (3), then while two further connections, at the same time, have sent BLOCK and
+wait for their echoes; T times (3), half a second apart. How it blocks (--how):
+
+  sleep   std::thread::sleep
+  spin    a computation that takes a second if it has a CPU for itself
+  lock    std::sync::Mutex::lock, while another thread holds the mutex
+
+K rounds (5); per round, each peer once from a fresh process with two workers (--workers), in rotating order: gopark,
+tokio, smol, may, and go where it is in PATH. Shown are medians and, in parentheses, quartiles; ratios are formed within
+one process. `gopark, no BLOCK` is gopark once more, where the two send something else and nobody blocks: its figures
+show the noise.
+
+  p50, p99         latency. It counts from the moment when a message was due, not from when the client sent it, and
+                   belongs to the window in which it was due: a message that a stall holds up is late by all of it
+  longest gap      the longest time in which no message came back on any of the 64 connections; and the longest of all
+                   rounds
+  longest wait     the longest latency of a single message
+  client late      p99 of how late the client itself sent a message while it lasted: what the latencies owe to the client,
+                   which is one thread and shares the CPUs with the server
+
+  --patience S     repeats rounds in which other processes took over 15 % of the CPUs, up to S seconds (0)
+  --quick          one round with one block of 0.2 seconds; says only that every byte was echoed
+
+What it does not measure: more blocked handlers than workers, blocks that follow each other closely, what the threads cost
+that step in, page faults and slow disks, throughput. go sleeps in the system call, as time.Sleep would park a goroutine
+only; it has no mutex that keeps a thread, so that with lock nothing of it blocks. With spin, the server's computations
+and the client want more CPUs than there are: then it is the kernel that decides who waits, and `client late` shows how
+much.
+";
+
+/// So many handlers block at the same time: as many as there are workers.
+const BLOCKERS: usize = 2;
+
+/// Who shows what gopark does besides gopark.
+const PEERS: [Peer; 4] = [Peer::Gopark, Peer::Tokio, Peer::Smol, Peer::May];
+
+pub(crate) fn main(mut args: Args) -> Result<(), Failure> {
+    let quick = args.flag("--quick");
+    let how = args.text("--how")?.unwrap_or_else(|| How::Sleep.to_string());
+    let rounds = args.number("--rounds", 1..=1000)?;
+    let how =
+        how.parse::<How>().map_err(|()| Failure::usage(format!("--how wants sleep, spin or lock, not {how:?}")))?;
+    let rounds = rounds.unwrap_or(if quick { 1 } else { 5 });
+    let secs = args.number("--secs", 0.01..=3600.0)?.unwrap_or(if quick { 0.2 } else { 3.0 });
+    let times = args.number("--times", 1..=1000)?.unwrap_or(if quick { 1 } else { 3 });
+    let conns = args.connections()?;
+    let rate = args.rate()?.unwrap_or(100.0);
+    let workers = args.workers()?;
+    let patience = args.patience()?;
+    let peers = args.parsed::<Peers>("--peers", Peers::WANTS)?;
+    let json = args.text("--json")?;
+    args.finish()?;
+
+    let peers = peers.unwrap_or_else(|| Peers(PEERS.to_vec()).and_go());
+    let (length, pause) = match quick {
+        true => (Duration::from_millis(200), Duration::from_millis(50)),
+        false => (Duration::from_secs(1), Duration::from_millis(500)),
+    };
+    let machine = machine::describe();
+    let lineup = Lineup::of_blockers(&peers, Stall::new(how, length))?;
+    let turn = |entrant: Entrant| {
+        let server = lineup.start(entrant, workers, &Place::Free)?;
+        let window = Duration::from_secs_f64(secs);
+        let warm_up = pause;
+        let plan = Plan { addr: server.addr(), conns, bytes: 64, warm_up, window, rate: Some(rate) };
+        let blocks = Blocks { conns: BLOCKERS, times, length, pause, told: entrant.label != UNTOLD };
+        let (watch, start, end) = load::run_blocked(&plan, &blocks, || Clocks::read(&server))?;
+        server.stop()?;
+        let others = end.others_since(&start);
+        if [&watch.calm, &watch.blocked].into_iter().any(|tally| tally.latency.count() == 0) {
+            return Err(Failure::run("no message came back that was due within a window"));
+        }
+        Ok((Sample { watch, others }, others))
+    };
+    let mut progress = Progress::new(rounds * lineup.entrants.len());
+    progress.enter(&how.to_string());
+    let (rows, repeated) = contest::play_rounds(&lineup, rounds, patience, &mut progress, turn)?;
+    progress.pause();
+    println!(
+        "{how}: {}, {} with {rate} messages a second each; {BLOCKERS} handlers block for {length:?}, {}",
+        stats::count(workers, "worker"),
+        stats::count(conns, "connection"),
+        stats::count(times, "time"),
+    );
+    show(&rows, repeated);
+    if let Some(path) = json {
+        let all = Json::map([
+            ("machine", Json::text(machine)),
+            ("how", Json::text(how.to_string())),
+            ("peers", Json::list(rows.iter().map(|row| row_json(row.0, &row.1)))),
+        ]);
+        fs::write(path, format!("{all}\n"))?;
+    }
+    Ok(())
+}
+
+/// What one process did.
+struct Sample {
+    watch: Watch,
+    /// The share of the CPUs that others took.
+    others: f64,
+}
+
+/// A column: its title, its key in JSON, what it shows of a sample, and in which unit.
+struct Column {
+    title: &'static str,
+    key: &'static str,
+    of: fn(&Watch) -> f64,
+    unit: fn(f64) -> String,
+}
+
+impl Column {
+    fn spread(&self, samples: &[Sample]) -> Spread {
+        Spread::of(samples.iter().map(|sample| (self.of)(&sample.watch))).expect("a round at least")
+    }
+}
+
+const GAP: Column = Column {
+    title: "longest gap meanwhile",
+    key: "blocked_gap_ns",
+    of: |watch| watch.blocked.gap as f64,
+    unit: stats::duration,
+};
+
+/// As they are shown: one table, and one with what explains it.
+const TABLES: [[Column; 4]; 2] = [
+    [
+        Column {
+            title: "p99 unblocked",
+            key: "calm_p99_ns",
+            of: |watch| watch.calm.latency.at(0.99) as f64,
+            unit: stats::duration,
+        },
+        Column {
+            title: "p99 while it lasts",
+            key: "blocked_p99_ns",
+            of: |watch| watch.blocked.latency.at(0.99) as f64,
+            unit: stats::duration,
+        },
+        Column {
+            title: "ratio",
+            key: "p99_ratio",
+            of: |watch| watch.blocked.latency.at(0.99) as f64 / watch.calm.latency.at(0.99) as f64,
+            unit: stats::ratio,
+        },
+        GAP,
+    ],
+    [
+        Column {
+            title: "p50 unblocked",
+            key: "calm_p50_ns",
+            of: |watch| watch.calm.latency.at(0.5) as f64,
+            unit: stats::duration,
+        },
+        Column {
+            title: "p50 while it lasts",
+            key: "blocked_p50_ns",
+            of: |watch| watch.blocked.latency.at(0.5) as f64,
+            unit: stats::duration,
+        },
+        Column {
+            title: "longest wait meanwhile",
+            key: "blocked_max_ns",
+            of: |watch| watch.blocked.latency.max() as f64,
+            unit: stats::duration,
+        },
+        Column {
+            title: "client late meanwhile",
+            key: "blocked_late_p99_ns",
+            of: |watch| watch.blocked.late.at(0.99) as f64,
+            unit: stats::duration,
+        },
+    ],
+];
+
+fn show(rows: &Rows<Sample>, repeated: usize) {
+    for table in &TABLES {
+        println!("  {:<18}{}", "", table.iter().map(|column| format!("{:<32}", column.title)).collect::<String>());
+        for (label, samples) in rows {
+            let cell = |column: &Column| {
+                let mut cell = column.spread(samples).show(column.unit);
+                if column.key == GAP.key && samples.len() > 1 {
+                    let most = samples.iter().map(|sample| (column.of)(&sample.watch)).fold(0.0, f64::max);
+                    cell += &format!(", at most {}", (column.unit)(most));
+                }
+                format!("{cell:<32}")
+            };
+            println!("  {label:<18}{}", table.iter().map(cell).collect::<String>().trim_end());
+        }
+        println!();
+    }
+    let others = rows.iter().flat_map(|row| &row.1).map(|sample| sample.others);
+    print!("{}", contest::show_others(Spread::of(others).expect("a round at least"), repeated));
+}
+
+fn row_json(label: &str, samples: &[Sample]) -> Json {
+    let columns = || TABLES.iter().flatten();
+    let mut entries = vec![("peer".to_owned(), Json::text(label))];
+    entries.extend(columns().map(|column| (column.key.to_owned(), column.spread(samples).json())));
+    let rounds = samples.iter().map(|sample| {
+        Json::Map(columns().map(|column| (column.key.to_owned(), Json::Num((column.of)(&sample.watch)))).collect())
+    });
+    entries.push(("rounds".to_owned(), Json::list(rounds)));
+    Json::Map(entries)
+}
