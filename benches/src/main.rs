@@ -3,6 +3,7 @@
 mod args;
 mod blocking;
 mod child;
+mod churn;
 mod contest;
 mod count_perf;
 mod count_ptrace;

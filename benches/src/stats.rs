@@ -38,6 +38,23 @@ impl Spread {
     }
 }
 
+/// Within which bounds the median of all possible values lies, with a certainty of 95 % at least, if these are some at
+/// random: the binomial distribution says so, whatever theirs is. None where there are fewer than six.
+pub(crate) fn median_within(values: impl IntoIterator<Item = f64>) -> Option<(f64, f64)> {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    let n = values.len();
+    // How likely it is that so many values, and no more, lie below the median.
+    let mut exactly = 0.5_f64.powi(n.try_into().ok()?);
+    let (mut at_most, mut cut) = (exactly, 0);
+    while at_most <= 0.025 {
+        exactly *= (n - cut) as f64 / (cut + 1) as f64;
+        at_most += exactly;
+        cut += 1;
+    }
+    (cut > 0).then(|| (values[cut - 1], values[n - cut]))
+}
+
 /// None where there are no values.
 pub(crate) fn geometric_mean(values: impl IntoIterator<Item = f64>) -> Option<f64> {
     let (mut sum, mut count) = (0.0, 0);
@@ -107,6 +124,13 @@ mod tests {
     fn geometric_mean_of_a_double_and_a_half_is_one() {
         assert!((geometric_mean([2.0, 0.5]).unwrap() - 1.0).abs() < 1e-9);
         assert_eq!(geometric_mean([]), None);
+    }
+
+    #[test]
+    fn bounds_of_the_median_as_in_the_tables() {
+        let upto = |n: u32| median_within((1..=n).map(f64::from));
+        assert_eq!([upto(0), upto(5)], [None, None]);
+        assert_eq!([upto(6), upto(9), upto(20)], [Some((1.0, 6.0)), Some((2.0, 8.0)), Some((6.0, 15.0))]);
     }
 
     #[test]

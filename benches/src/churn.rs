@@ -1,0 +1,92 @@
+//! `benches blocking --how churn`: what it costs that sysmon may take a P, where it should not (trap S21).
+
+use crate::pattern::mix;
+use crate::stats::{self, Spread};
+use crate::{Failure, work};
+use std::io::{self, IsTerminal};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+const TASKS: u64 = 2000;
+const SHORTEST: Duration = Duration::from_millis(1);
+const LONGEST: Duration = Duration::from_millis(5);
+const WORKERS: usize = 2;
+
+/// The first is what the others are compared with.
+const RUNS: [(&str, bool); 3] = [("off", false), ("off again", false), ("on", true)];
+
+/// What one run did.
+struct Sample {
+    tasks_per_second: f64,
+    threads: u64,
+}
+
+pub(crate) fn main(quick: bool, rounds: Option<usize>) -> Result<(), Failure> {
+    let rounds = rounds.unwrap_or(if quick { 1 } else { 9 });
+    let tasks = if quick { TASKS / 20 } else { TASKS };
+    let steps = [SHORTEST, LONGEST].map(work::steps_in);
+    let live = io::stderr().is_terminal();
+    let mut rows = RUNS.map(|_| Vec::new());
+    for round in 0..rounds {
+        for turn in 0..RUNS.len() {
+            let index = (turn + round) % RUNS.len();
+            let (name, retake) = RUNS[index];
+            if live {
+                eprint!("\r\x1b[K[{}/{}] {name}", round * RUNS.len() + turn + 1, rounds * RUNS.len());
+            }
+            rows[index].push(run(tasks, steps, retake)?);
+        }
+    }
+    if live {
+        eprint!("\r\x1b[K");
+    }
+
+    println!("churn: {tasks} tasks of {SHORTEST:?} to {LONGEST:?}, {}", stats::count(WORKERS, "worker"));
+    println!("  {:<12}{:<30}{:<24}{:<30}95 % sure", "retake", "tasks/s", "threads", "throughput/off");
+    for ((name, _), samples) in RUNS.iter().zip(&rows) {
+        let show = |of: fn(&Sample) -> f64, unit: fn(f64) -> String| {
+            Spread::of(samples.iter().map(of)).expect("a round at least").show(unit)
+        };
+        let ratios = || samples.iter().zip(&rows[0]).map(|(this, off)| this.tasks_per_second / off.tasks_per_second);
+        let ratio = Spread::of(ratios()).expect("a round at least").show(fine);
+        let within = stats::median_within(ratios())
+            .map_or("too few rounds".to_owned(), |(low, high)| format!("{} to {}", fine(low), fine(high)));
+        let (speed, threads) =
+            (show(|sample| sample.tasks_per_second, fine), show(|sample| sample.threads as f64, whole));
+        println!("  {name:<12}{speed:<30}{threads:<24}{ratio:<30}{within}");
+    }
+    Ok(())
+}
+
+/// A percent is what matters here.
+fn fine(value: f64) -> String {
+    if value < 100.0 { format!("{value:.3}") } else { format!("{value:.1}") }
+}
+
+fn whole(value: f64) -> String {
+    format!("{value:.0}")
+}
+
+/// One task spawns all of them and waits for them.
+fn run(tasks: u64, [shortest, longest]: [u64; 2], retake: bool) -> Result<Sample, Failure> {
+    let threads = Arc::new(AtomicU64::new(0));
+    let counter = threads.clone();
+    let count = move || _ = counter.fetch_add(1, Relaxed);
+    let runtime = gopark::Builder::new().workers(WORKERS).retake(retake).on_thread_start(count).build()?;
+    let time = runtime.run(async move {
+        let start = Instant::now();
+        let tasks: Vec<_> = (0..tasks)
+            .map(|index| {
+                let steps = shortest + mix(index) % (longest - shortest);
+                gopark::spawn(async move { work::compute(steps) })
+            })
+            .collect();
+        for task in tasks {
+            task.await.expect("no task panics");
+        }
+        start.elapsed()
+    });
+    drop(runtime);
+    Ok(Sample { tasks_per_second: tasks as f64 / time.as_secs_f64(), threads: threads.load(Relaxed) })
+}
