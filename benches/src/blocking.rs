@@ -5,12 +5,12 @@ use crate::args::Args;
 use crate::contest::{self, Clocks, Progress, Rows};
 use crate::json::Json;
 use crate::load::{self, Blocks, Plan};
-use crate::peer::{Entrant, Lineup, Peer, Peers, UNTOLD};
+use crate::peer::{Lineup, Peer, Peers, UNTOLD};
 use crate::place::Place;
 use crate::stall::{How, Stall};
 use crate::stats::{self, Spread};
 use crate::watch::Watch;
-use crate::{Failure, churn, machine};
+use crate::{Failure, churn, machine, sys};
 use std::fs;
 use std::time::Duration;
 
@@ -38,28 +38,30 @@ show the noise.
                    rounds
   longest wait     the longest latency of a single message
   client late      p99 of how late the client itself sent a message while it lasted: what the latencies owe to the client,
-                   which is one thread and shares the CPUs with the server
+                   which is one thread and shares the CPUs with the server; where it may (as root), it has precedence
 
   --patience S     repeats rounds in which other processes took over 15 % of the CPUs, up to S seconds (0)
   --quick          one round with one block of 0.2 seconds; says only that every byte was echoed
 
 What it does not measure: more blocked handlers than workers, blocks that follow each other closely, what the threads cost
 that step in, page faults and slow disks, throughput. go sleeps in the system call, as time.Sleep would park a goroutine
-only; it has no mutex that keeps a thread, so that with lock nothing of it blocks. With spin, the server's computations
-and the client want more CPUs than there are: then it is the kernel that decides who waits, and `client late` shows how
-much.
+only; it has no mutex that keeps a thread, so that with lock nothing of it blocks. With spin, two
+computations and whatever serves the others meanwhile want more CPUs than two: then the kernel decides who waits.
 
   --how churn      gopark alone: 2,000 tasks of 1 to 5 ms of pure computation, of which none keeps its thread for long
                    enough to lose its P, on two workers, with Builder::retake(true) and, in the same round, false. Tasks
                    are sized in steps of computation, calibrated once. K rounds (9) in rotating order; ratios of
                    throughput are formed within one round, with the interval in which their median lies with a certainty
                    of 95 %. `off again` is the second of two without, and shows the noise. gopark's aim: within 2 %. Also
-                   shown: threads that the runtime started in all, two of which are the workers.
-                   What it does not measure: hand-offs between threads that are there already, tasks that wait.
+                   shown is how many threads the runtime started: if two, there was no hand-off, as that needs a third.
+                   What it does not measure: how many hand-offs there were, if any; tasks that wait, or do I/O.
 ";
 
 /// So many handlers block at the same time: as many as there are workers.
 const BLOCKERS: usize = 2;
+
+/// The niceness of the client.
+const EAGER: i32 = -10;
 
 /// Who shows what gopark does besides gopark.
 const PEERS: [Peer; 4] = [Peer::Gopark, Peer::Tokio, Peer::Smol, Peer::May];
@@ -68,9 +70,10 @@ pub(crate) fn main(mut args: Args) -> Result<(), Failure> {
     let quick = args.flag("--quick");
     let how = args.text("--how")?.unwrap_or_else(|| How::Sleep.to_string());
     let rounds = args.number("--rounds", 1..=1000)?;
+    let patience = args.patience()?;
     if how == "churn" {
         args.finish()?;
-        return churn::main(quick, rounds);
+        return churn::main(quick, rounds, patience);
     }
     let how = how
         .parse::<How>()
@@ -81,7 +84,6 @@ pub(crate) fn main(mut args: Args) -> Result<(), Failure> {
     let conns = args.connections()?;
     let rate = args.rate()?.unwrap_or(100.0);
     let workers = args.workers()?;
-    let patience = args.patience()?;
     let peers = args.parsed::<Peers>("--peers", Peers::WANTS)?;
     let json = args.text("--json")?;
     args.finish()?;
@@ -91,15 +93,19 @@ pub(crate) fn main(mut args: Args) -> Result<(), Failure> {
         true => (Duration::from_millis(200), Duration::from_millis(50)),
         false => (Duration::from_secs(1), Duration::from_millis(500)),
     };
+    if sys::set_niceness(EAGER).and_then(|()| sys::set_niceness(0)).is_err() {
+        eprintln!("only root can give the client precedence: look at `client late`");
+    }
     let machine = machine::describe();
     let lineup = Lineup::of_blockers(&peers, Stall::new(how, length))?;
-    let turn = |entrant: Entrant| {
+    let turn = |index: usize| {
+        let entrant = lineup.entrants[index];
         let server = lineup.start(entrant, workers, &Place::Free)?;
         let window = Duration::from_secs_f64(secs);
         let warm_up = pause;
         let plan = Plan { addr: server.addr(), conns, bytes: 64, warm_up, window, rate: Some(rate) };
         let blocks = Blocks { conns: BLOCKERS, times, length, pause, told: entrant.label != UNTOLD };
-        let (watch, start, end) = load::run_blocked(&plan, &blocks, || Clocks::read(&server))?;
+        let (watch, start, end) = eagerly(|| load::run_blocked(&plan, &blocks, || Clocks::read(Some(&server))))?;
         server.stop()?;
         let others = end.others_since(&start);
         if [&watch.calm, &watch.blocked].into_iter().any(|tally| tally.latency.count() == 0) {
@@ -109,7 +115,7 @@ pub(crate) fn main(mut args: Args) -> Result<(), Failure> {
     };
     let mut progress = Progress::new(rounds * lineup.entrants.len());
     progress.enter(&how.to_string());
-    let (rows, repeated) = contest::play_rounds(&lineup, rounds, patience, &mut progress, turn)?;
+    let (rows, repeated) = contest::play_rounds(&lineup.labels(), rounds, patience, &mut progress, turn)?;
     progress.pause();
     println!(
         "{how}: {}, {} with {rate} messages a second each; {BLOCKERS} handlers block for {length:?}, {}",
@@ -127,6 +133,15 @@ pub(crate) fn main(mut args: Args) -> Result<(), Failure> {
         fs::write(path, format!("{all}\n"))?;
     }
     Ok(())
+}
+
+/// The client competes for the CPUs with what it measures, and must not be the one that waits. The server has been started
+/// already, and inherits nothing.
+fn eagerly<T>(run: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+    let _ = sys::set_niceness(EAGER);
+    let result = run();
+    sys::set_niceness(0)?;
+    result
 }
 
 /// What one process did.
@@ -176,7 +191,7 @@ const TABLES: [[Column; 4]; 2] = [
             title: "ratio",
             key: "p99_ratio",
             of: |watch| watch.blocked.latency.at(0.99) as f64 / watch.calm.latency.at(0.99) as f64,
-            unit: stats::ratio,
+            unit: |ratio| if ratio < 100.0 { stats::ratio(ratio) } else { stats::thousands(ratio) },
         },
         GAP,
     ],

@@ -1,9 +1,9 @@
 //! `benches blocking --how churn`: what it costs that sysmon may take a P, where it should not (trap S21).
 
+use crate::contest::{self, Clocks, Progress};
 use crate::pattern::mix;
 use crate::stats::{self, Spread};
 use crate::{Failure, work};
-use std::io::{self, IsTerminal};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -22,33 +22,31 @@ struct Sample {
     threads: u64,
 }
 
-pub(crate) fn main(quick: bool, rounds: Option<usize>) -> Result<(), Failure> {
+pub(crate) fn main(quick: bool, rounds: Option<usize>, patience: Duration) -> Result<(), Failure> {
     let rounds = rounds.unwrap_or(if quick { 1 } else { 9 });
     let tasks = if quick { TASKS / 20 } else { TASKS };
     let steps = [SHORTEST, LONGEST].map(work::steps_in);
-    let live = io::stderr().is_terminal();
-    let mut rows = RUNS.map(|_| Vec::new());
-    for round in 0..rounds {
-        for turn in 0..RUNS.len() {
-            let index = (turn + round) % RUNS.len();
-            let (name, retake) = RUNS[index];
-            if live {
-                eprint!("\r\x1b[K[{}/{}] {name}", round * RUNS.len() + turn + 1, rounds * RUNS.len());
-            }
-            rows[index].push(run(tasks, steps, retake)?);
-        }
-    }
-    if live {
-        eprint!("\r\x1b[K");
-    }
+    let turn = |index: usize| {
+        let start = Clocks::read(None)?;
+        let sample = run(tasks, steps, RUNS[index].1)?;
+        let others = Clocks::read(None)?.others_since(&start);
+        Ok(((sample, others), others))
+    };
+    let mut progress = Progress::new(rounds * RUNS.len());
+    progress.enter("churn");
+    let (rows, repeated) = contest::play_rounds(&RUNS.map(|run| run.0), rounds, patience, &mut progress, turn)?;
+    progress.pause();
 
     println!("churn: {tasks} tasks of {SHORTEST:?} to {LONGEST:?}, {}", stats::count(WORKERS, "worker"));
     println!("  {:<12}{:<30}{:<24}{:<30}95 % sure", "retake", "tasks/s", "threads", "throughput/off");
-    for ((name, _), samples) in RUNS.iter().zip(&rows) {
+    for (name, samples) in &rows {
         let show = |of: fn(&Sample) -> f64, unit: fn(f64) -> String| {
-            Spread::of(samples.iter().map(of)).expect("a round at least").show(unit)
+            Spread::of(samples.iter().map(|(sample, _)| of(sample))).expect("a round at least").show(unit)
         };
-        let ratios = || samples.iter().zip(&rows[0]).map(|(this, off)| this.tasks_per_second / off.tasks_per_second);
+        let ratios = || {
+            let pairs = samples.iter().zip(&rows[0].1);
+            pairs.map(|((this, _), (off, _))| this.tasks_per_second / off.tasks_per_second)
+        };
         let ratio = Spread::of(ratios()).expect("a round at least").show(fine);
         let within = stats::median_within(ratios())
             .map_or("too few rounds".to_owned(), |(low, high)| format!("{} to {}", fine(low), fine(high)));
@@ -56,6 +54,8 @@ pub(crate) fn main(quick: bool, rounds: Option<usize>) -> Result<(), Failure> {
             (show(|sample| sample.tasks_per_second, fine), show(|sample| sample.threads as f64, whole));
         println!("  {name:<12}{speed:<30}{threads:<24}{ratio:<30}{within}");
     }
+    let others = rows.iter().flat_map(|row| &row.1).map(|&(_, others)| others);
+    print!("{}", contest::show_others(Spread::of(others).expect("a round at least"), repeated));
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use crate::json::Json;
 use crate::load::{self, Plan, Report};
 use crate::machine::{self, Ticks};
-use crate::peer::{CONTROL, Entrant, Lineup, Server};
+use crate::peer::{CONTROL, Lineup, Server};
 use crate::place::Place;
 use crate::stats::{self, Spread};
 use crate::{Failure, sys};
@@ -115,41 +115,40 @@ const RETREAT: Duration = Duration::from_secs(1);
 
 /// Plays all rounds of one cell.
 pub(crate) fn play(lineup: &Lineup, setting: &Setting, progress: &mut Progress) -> Result<Outcome, Failure> {
-    let turn = |entrant| {
-        let server = lineup.start(entrant, setting.workers, &setting.place)?;
+    let turn = |index: usize| {
+        let server = lineup.start(lineup.entrants[index], setting.workers, &setting.place)?;
         let sample = setting.place.on_client_cpus(|| measure(&server, &setting.load))?;
         server.stop()?;
         let others = sample.others;
         Ok((sample, others))
     };
-    let (rows, repeated) = play_rounds(lineup, setting.rounds, setting.patience, progress, turn)?;
+    let (rows, repeated) = play_rounds(&lineup.labels(), setting.rounds, setting.patience, progress, turn)?;
     Ok(Outcome { rows, repeated })
 }
 
 /// Per entrant its label and one sample per round.
 pub(crate) type Rows<S> = Vec<(&'static str, Vec<S>)>;
 
-/// Gives every entrant its turn in every round. The order rotates, so that nobody is always first. A turn yields a sample,
-/// and the share of the CPUs that others took. Returned as well is how many rounds others disturbed, which are repeated as
-/// long as there is patience.
+/// Gives everyone a turn in every round. The order rotates, so that nobody is always first. A turn yields a sample, and the
+/// share of the CPUs that others took. Returned as well is how many rounds others disturbed, which are repeated as long as
+/// there is patience.
 pub(crate) fn play_rounds<S>(
-    lineup: &Lineup,
+    labels: &[&'static str],
     rounds: usize,
     patience: Duration,
     progress: &mut Progress,
-    mut turn: impl FnMut(Entrant) -> Result<(S, f64), Failure>,
+    mut turn: impl FnMut(usize) -> Result<(S, f64), Failure>,
 ) -> Result<(Rows<S>, usize), Failure> {
-    let mut rows: Rows<S> = lineup.entrants.iter().map(|entrant| (entrant.label, Vec::new())).collect();
+    let mut rows: Rows<S> = labels.iter().map(|&label| (label, Vec::new())).collect();
     let (until, mut repeated) = (Instant::now() + patience, 0);
     let mut round = 0;
     while round < rounds {
         let mut samples = Vec::new();
         for place in 0..rows.len() {
             let index = (place + round + repeated) % rows.len();
-            let entrant = lineup.entrants[index];
-            progress.step(&format!("{}, round {} of {rounds}", entrant.label, round + 1));
-            let (sample, others) =
-                turn(entrant).map_err(|failure| Failure::run(format!("{}: {failure}", entrant.label)))?;
+            let label = labels[index];
+            progress.step(&format!("{label}, round {} of {rounds}", round + 1));
+            let (sample, others) = turn(index).map_err(|failure| Failure::run(format!("{label}: {failure}")))?;
             samples.push((index, sample, others));
         }
         // Whether a round counts is decided by what others did in it, never by its result.
@@ -174,11 +173,12 @@ pub(crate) struct Clocks {
 }
 
 impl Clocks {
-    pub(crate) fn read(server: &Server) -> io::Result<Self> {
+    /// Where there is no server, this process does all.
+    pub(crate) fn read(server: Option<&Server>) -> io::Result<Self> {
         Ok(Clocks {
             ticks: Ticks::now()?,
             time: sys::now(),
-            server: sys::cpu_of(server.pid())?,
+            server: server.map_or(Ok(0), |server| sys::cpu_of(server.pid()))?,
             client: sys::own_cpu(),
         })
     }
@@ -192,7 +192,7 @@ impl Clocks {
 }
 
 fn measure(server: &Server, load: &Load) -> Result<Sample, Failure> {
-    let (report, start, end) = load::run_between(&load.plan(server.addr()), || Clocks::read(server))?;
+    let (report, start, end) = load::run_between(&load.plan(server.addr()), || Clocks::read(Some(server)))?;
     report.check()?;
     Ok(Sample { report, cpu: end.server - start.server, others: end.others_since(&start) })
 }

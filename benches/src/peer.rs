@@ -177,6 +177,10 @@ impl Lineup {
         Ok(Lineup { entrants, go, service })
     }
 
+    pub(crate) fn labels(&self) -> Vec<&'static str> {
+        self.entrants.iter().map(|entrant| entrant.label).collect()
+    }
+
     /// A fresh server process. raw is the yardstick and has one thread, however many workers the others have.
     pub(crate) fn start(&self, entrant: Entrant, workers: usize, place: &Place) -> Result<Server, Failure> {
         let workers = if entrant.peer == Peer::Raw { 1 } else { workers };

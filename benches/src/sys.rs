@@ -196,6 +196,13 @@ pub(crate) fn set_affinity(cpus: &[usize]) -> io::Result<()> {
     Ok(())
 }
 
+/// The calling thread's niceness, which what it starts from now on inherits; 0 unless set. To go below takes a privilege.
+pub(crate) fn set_niceness(nice: i32) -> io::Result<()> {
+    // SAFETY: takes no pointers. On Linux 0 is the calling thread, and not its process.
+    check(unsafe { libc::setpriority(libc::PRIO_PROCESS as _, 0, nice) })?;
+    Ok(())
+}
+
 /// The signals that end a program from outside.
 pub(crate) struct EndSignals {
     set: libc::sigset_t,
