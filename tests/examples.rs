@@ -10,10 +10,11 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Barrier};
 use std::thread;
+use std::time::{Duration, Instant};
 use support::watchdog;
 
-const SERVERS: [&str; 4] = ["echo", "http_hello", "idle", "proxy"];
-const ALL: [&str; 5] = ["echo", "http_hello", "proxy", "idle", "echo_load"];
+const SERVERS: [&str; 5] = ["blocking", "echo", "http_hello", "idle", "proxy"];
+const ALL: [&str; 6] = ["blocking", "echo", "http_hello", "proxy", "idle", "echo_load"];
 
 /// An example, ready to be started. It does not outlive the test, even if that is aborted.
 fn example(name: &str, args: &[&str]) -> Command {
@@ -194,6 +195,38 @@ fn echo_sends_back_every_byte_of_every_connection_and_closes_after_the_last() {
             });
         }
     });
+}
+
+/// With both workers blocked for a second, somebody else's longest round trip takes that second, unless their Ps are taken.
+#[test]
+fn handlers_block_and_another_connection_goes_on() {
+    let _watchdog = watchdog(60);
+    let server = Server::start("blocking", &["--workers", "2"]);
+    let (blockers, mut other) = ([server.connect(), server.connect()], server.connect());
+    let mut longest_trip = || {
+        blockers.iter().for_each(|mut stream| stream.write_all(b"BLOCK it").unwrap());
+        thread::scope(|scope| {
+            let answers = blockers.each_ref().map(|mut stream| {
+                scope.spawn(move || {
+                    let mut back = [0; 8];
+                    stream.read_exact(&mut back).unwrap();
+                    assert_eq!(&back, b"BLOCK it");
+                })
+            });
+            let mut longest = Duration::ZERO;
+            while !answers.iter().all(|answer| answer.is_finished()) {
+                let start = Instant::now();
+                let mut back = [0; 8];
+                other.write_all(b"no BLOCK").unwrap();
+                other.read_exact(&mut back).unwrap();
+                assert_eq!(&back, b"no BLOCK");
+                longest = longest.max(start.elapsed());
+            }
+            longest
+        })
+    };
+    // On a machine that is busy otherwise it may not show at once.
+    while longest_trip() > Duration::from_millis(500) {}
 }
 
 #[test]
