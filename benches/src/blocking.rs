@@ -35,7 +35,7 @@ show the noise.
   p50, p99         latency. It counts from the moment when a message was due, not from when the client sent it, and
                    belongs to the window in which it was due: a message that a stall holds up is late by all of it
   longest gap      the longest time in which no message came back on any of the 64 connections; and the longest of all
-                   rounds
+                   rounds. In the p99 of a second a gap shows by what it is longer than 10 ms, which is 1 % of a second
   longest wait     the longest latency of a single message
   client late      p99 of how late the client itself sent a message while it lasted: what the latencies owe to the client,
                    which is one thread and shares the CPUs with the server; where it may (as root), it has precedence

@@ -40,18 +40,20 @@ pub(crate) fn main(quick: bool, rounds: Option<usize>, patience: Duration) -> Re
     println!("churn: {tasks} tasks of {SHORTEST:?} to {LONGEST:?}, {}", stats::count(WORKERS, "worker"));
     println!("  {:<12}{:<30}{:<24}{:<30}95 % sure", "retake", "tasks/s", "threads", "throughput/off");
     for (name, samples) in &rows {
-        let show = |of: fn(&Sample) -> f64, unit: fn(f64) -> String| {
-            Spread::of(samples.iter().map(|(sample, _)| of(sample))).expect("a round at least").show(unit)
-        };
+        let show = |values: &mut dyn Iterator<Item = f64>| Spread::of(values).expect("a round at least").show(fine);
         let ratios = || {
             let pairs = samples.iter().zip(&rows[0].1);
             pairs.map(|((this, _), (off, _))| this.tasks_per_second / off.tasks_per_second)
         };
-        let ratio = Spread::of(ratios()).expect("a round at least").show(fine);
+        let ratio = show(&mut ratios());
         let within = stats::median_within(ratios())
             .map_or("too few rounds".to_owned(), |(low, high)| format!("{} to {}", fine(low), fine(high)));
-        let (speed, threads) =
-            (show(|sample| sample.tasks_per_second, fine), show(|sample| sample.threads as f64, whole));
+        let speed = show(&mut samples.iter().map(|(sample, _)| sample.tasks_per_second));
+        let threads = || samples.iter().map(|(sample, _)| sample.threads);
+        let threads = match (threads().min(), threads().max()) {
+            (Some(least), Some(most)) if least < most => format!("{least} to {most}"),
+            (least, _) => least.unwrap_or(0).to_string(),
+        };
         println!("  {name:<12}{speed:<30}{threads:<24}{ratio:<30}{within}");
     }
     let others = rows.iter().flat_map(|row| &row.1).map(|&(_, others)| others);
@@ -62,10 +64,6 @@ pub(crate) fn main(quick: bool, rounds: Option<usize>, patience: Duration) -> Re
 /// A percent is what matters here.
 fn fine(value: f64) -> String {
     if value < 100.0 { format!("{value:.3}") } else { format!("{value:.1}") }
-}
-
-fn whole(value: f64) -> String {
-    format!("{value:.0}")
 }
 
 /// One task spawns all of them and waits for them.
