@@ -47,4 +47,11 @@ mod tests {
         assert_ne!(pattern.piece(3, 0, 64), pattern.piece(4, 0, 64));
         assert_ne!(pattern.piece(3, 0, 64), pattern.piece(3, 64, 64));
     }
+
+    #[test]
+    fn asks_nobody_to_block() {
+        let pattern = Pattern::new();
+        let block = crate::stall::BLOCK;
+        assert!(pattern.bytes.windows(block.len()).all(|bytes| bytes != block));
+    }
 }
