@@ -37,4 +37,6 @@ pub(crate) mod task;
 #[cfg(not(gopark_loom))]
 pub(crate) mod time;
 pub(crate) mod timer;
+#[cfg(all(feature = "backtrace", not(gopark_loom)))]
+mod trace;
 pub(crate) mod wake_list;

@@ -10,6 +10,13 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+#[cfg(feature = "backtrace")]
+use super::trace::backtrace_of;
+#[cfg(not(feature = "backtrace"))]
+fn backtrace_of(_: i32) -> Option<String> {
+    None
+}
+
 /// How often it looks while anything runs, and while every P is busy. Go starts at 20 us and slows down to 10 ms.
 const TICK: Duration = Duration::from_millis(5);
 const BUSY_TICK: Duration = Duration::from_millis(2);
@@ -173,12 +180,14 @@ impl Sysmon<'_> {
 
     /// Tells `on_stuck_task` of a poll.
     fn tell(&mut self, n: usize, m: &MShared) {
-        let (seen, task) = (self.seen[n], *m.running.lock().expect("no panic under this lock"));
-        let (Some(task), Some(sched)) = (task, self.sched.this()) else { return };
+        let (seen, m) = (self.seen[n], self.sched.m(m.id()));
+        let (Some(task), Some(sched)) = (m.running(), self.sched.this()) else { return };
         let (duration, cpu_time) = (self.last.saturating_sub(seen.since), seen.cpu.saturating_sub(seen.since_cpu));
         let (duration, cpu_time) = (Duration::from_nanos(duration), Duration::from_nanos(cpu_time.min(duration)));
         self.send(move || {
-            let stuck = StuckTask { task, duration, cpu_time, backtrace: None };
+            // The poll may have ended by then.
+            let backtrace = backtrace_of(m.thread()).filter(|_| m.running().is_some_and(|now| now.id() == task.id()));
+            let stuck = StuckTask { task, duration, cpu_time, backtrace };
             sched.config.on_stuck_task.iter().for_each(|hook| hook(&stuck));
         });
     }

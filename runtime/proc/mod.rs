@@ -147,7 +147,7 @@ pub(crate) struct MShared {
     /// The kernel's number of its thread.
     thread: AtomicI32,
     /// The task that it polls, if somebody wants to know.
-    pub(crate) running: Mutex<Option<TaskInfo>>,
+    running: Mutex<Option<TaskInfo>>,
     /// What the M is to do when it is unparked: [`Orders`], packed. Ordered by the parker's token.
     orders: AtomicU32,
 }
@@ -503,6 +503,10 @@ impl MShared {
 
     pub(crate) fn thread(&self) -> i32 {
         self.thread.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn running(&self) -> Option<TaskInfo> {
+        *self.running.lock().expect("no panic under this lock")
     }
 
     fn set_running(&self, task: Option<TaskInfo>) {

@@ -93,9 +93,13 @@ impl Sched {
         Ok(())
     }
 
+    pub(crate) fn m(&self, m: MId) -> Arc<MShared> {
+        self.ms.lock().expect("no panic under this lock")[m as usize].clone()
+    }
+
     /// Tells a parked M, taken out of the idle list, what to do.
     pub(crate) fn order(&self, m: MId, orders: Orders) {
-        let m = self.ms.lock().expect("no panic under this lock")[m as usize].clone();
+        let m = self.m(m);
         m.orders.store(orders.pack(), Ordering::Relaxed);
         m.parker.unpark();
     }

@@ -1,0 +1,134 @@
+//! Where another thread is: a signal makes it write down its own return addresses. Go asks its threads the same way, by
+//! SIGURG, to be preempted (runtime/signal_unix.go, `preemptM`): by default it does nothing, and debuggers let it pass.
+//!
+//! The handler calls nothing but the unwinder and futex(2), and touches nothing but one static.
+
+use super::sys;
+use std::ffi::c_int;
+use std::fmt::Write;
+use std::ptr;
+use std::sync::Mutex;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long the other thread may take to answer: one that waits in the kernel, and cannot be interrupted, does not.
+const PATIENCE: Duration = Duration::from_millis(100);
+const FRAMES: usize = 128;
+
+/// The one request, of whoever has `ASKING`.
+static REQUEST: Request = Request {
+    state: AtomicU32::new(NOBODY),
+    len: AtomicUsize::new(0),
+    frames: [const { AtomicUsize::new(0) }; FRAMES],
+};
+static ASKING: Mutex<()> = Mutex::new(());
+
+struct Request {
+    /// One of the below, or the number of the thread that is asked. The kernel's numbers are smaller.
+    state: AtomicU32,
+    len: AtomicUsize,
+    frames: [AtomicUsize; FRAMES],
+}
+
+const NOBODY: u32 = 0;
+const WRITING: u32 = u32::MAX - 1;
+const WRITTEN: u32 = u32::MAX;
+
+/// The backtrace of a thread of this process, as text; from the outermost call of a task's code inwards it is that code.
+/// `None` if the thread does not answer, or the program has a use of its own for the signal.
+pub(crate) fn backtrace_of(thread: i32) -> Option<String> {
+    static INSTALLED: OnceLock<bool> = OnceLock::new();
+    let _asking = ASKING.lock().ok()?;
+    if !*INSTALLED.get_or_init(install) {
+        return None;
+    }
+    let asked = thread as u32;
+    // Release pairs with the Acquire in `answer`.
+    REQUEST.state.store(asked, Ordering::Release);
+    // SAFETY: takes no pointer. A thread that has ended gives ESRCH.
+    let sent = unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, libc::SIGURG) } == 0;
+    let end = Instant::now() + PATIENCE;
+    loop {
+        // Acquire pairs with the Release at the end of `answer`.
+        let state = REQUEST.state.load(Ordering::Acquire);
+        if state == WRITTEN {
+            break;
+        }
+        let left = end.saturating_duration_since(Instant::now());
+        let over = state == asked && (!sent || left.is_zero());
+        // Relaxed: nothing was written.
+        if over && REQUEST.state.compare_exchange(asked, NOBODY, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            return None;
+        }
+        sys::futex_wait(&REQUEST.state, state, (state == asked).then_some(left));
+    }
+    let len = REQUEST.len.load(Ordering::Relaxed);
+    let frames = REQUEST.frames[..len].iter().map(|frame| frame.load(Ordering::Relaxed));
+    Some(describe(frames))
+}
+
+/// False: somebody else handles the signal.
+fn install() -> bool {
+    // The unwinder allocates when it is first used.
+    backtrace::trace(|_| true);
+    // SAFETY: all zeroes is a valid sigaction: the default, and an empty mask. Both live through the calls.
+    unsafe {
+        let (mut old, mut new): (libc::sigaction, libc::sigaction) = (std::mem::zeroed(), std::mem::zeroed());
+        libc::sigaction(libc::SIGURG, ptr::null(), &mut old);
+        new.sa_sigaction = answer as extern "C" fn(c_int) as usize;
+        new.sa_flags = libc::SA_RESTART | libc::SA_ONSTACK;
+        old.sa_sigaction == libc::SIG_DFL && libc::sigaction(libc::SIGURG, &new, ptr::null_mut()) == 0
+    }
+}
+
+/// The handler, on the thread that is asked.
+extern "C" fn answer(_: c_int) {
+    let asked = sys::thread_id() as u32;
+    // Acquire pairs with the Release in `backtrace_of`. SIGURG may come from elsewhere, or too late.
+    if REQUEST.state.compare_exchange(asked, WRITING, Ordering::Acquire, Ordering::Relaxed).is_err() {
+        return;
+    }
+    // SAFETY: errno is this thread's.
+    let errno = unsafe { *libc::__errno_location() };
+    let mut len = 0;
+    // SAFETY: it must not run on two threads at once: `WRITING` is one thread's.
+    unsafe {
+        backtrace::trace_unsynchronized(|frame| {
+            REQUEST.frames[len].store(frame.ip() as usize, Ordering::Relaxed);
+            len += 1;
+            len < FRAMES
+        });
+    }
+    REQUEST.len.store(len, Ordering::Relaxed);
+    // Release pairs with the Acquire in `backtrace_of`.
+    REQUEST.state.store(WRITTEN, Ordering::Release);
+    sys::futex_wake(&REQUEST.state, 1);
+    // SAFETY: as above.
+    unsafe { *libc::__errno_location() = errno };
+}
+
+/// What std prints of a backtrace, without the handler's frames and without the runtime's beneath the task.
+fn describe(frames: impl Iterator<Item = usize>) -> String {
+    let mut text = String::new();
+    let (mut n, mut inside, mut outside) = (0, true, false);
+    for ip in frames {
+        // A return address is behind the call; its line may be the next.
+        backtrace::resolve(ip.saturating_sub(1) as *mut _, |symbol| {
+            let name = symbol.name().map(|name| format!("{name:#}")).unwrap_or_default();
+            let handler =
+                name.contains("runtime::trace::") || name == "__restore_rt" || name.starts_with("backtrace::");
+            inside &= handler || name.is_empty();
+            outside |= name.contains("gopark::runtime::task::");
+            if inside || outside {
+                return;
+            }
+            let _ = writeln!(text, "{n:4}: {}", if name.is_empty() { "<unknown>" } else { &name });
+            if let (Some(file), Some(line)) = (symbol.filename(), symbol.lineno()) {
+                let _ = writeln!(text, "             at {}:{line}", file.display());
+            }
+            n += 1;
+        });
+    }
+    text
+}

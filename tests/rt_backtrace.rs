@@ -1,0 +1,78 @@
+//! `StuckTask::backtrace`: the feature of that name.
+
+mod support;
+
+use gopark::Builder;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use support::watchdog;
+
+#[inline(never)]
+fn blocks_here(release: &Receiver<()>) {
+    release.recv().unwrap();
+}
+
+#[inline(never)]
+fn computes_here(release: &Receiver<()>) {
+    while release.try_recv().is_err() {
+        std::hint::spin_loop();
+    }
+}
+
+/// It names the function in which the task is stuck, and nothing of the runtime around it.
+#[test]
+fn the_function_that_is_stuck() {
+    let _watchdog = watchdog(60);
+    for (stuck, name) in [(blocks_here as fn(&Receiver<()>), "blocks_here"), (computes_here, "computes_here")] {
+        let ((tell, told), (release, released)) = (channel(), channel());
+        let rt = Builder::new()
+            .workers(1)
+            .on_stuck_task(move |task| drop(tell.send(task.backtrace().map(str::to_owned))))
+            .build()
+            .unwrap();
+        let task = rt.spawn(async move { stuck(&released) });
+        let backtrace = told.recv().unwrap().expect("a backtrace");
+        release.send(()).unwrap();
+        rt.block_on(task).unwrap();
+        assert!(backtrace.contains(name), "{backtrace}");
+        assert!(backtrace.contains("rt_backtrace.rs:"), "{backtrace}");
+        assert!(!backtrace.contains("gopark::runtime::") && !backtrace.contains("restore_rt"), "{backtrace}");
+    }
+}
+
+/// Several at once, on several threads: each has its own.
+#[test]
+fn two_tasks_in_two_places() {
+    let _watchdog = watchdog(60);
+    let (tell, told) = channel();
+    let hook = move |task: &gopark::StuckTask| drop(tell.send((task.task().id(), task.to_string())));
+    let rt = Builder::new().workers(2).on_stuck_task(hook).build().unwrap();
+    let ((release1, released1), (release2, released2)) = (channel(), channel());
+    let blocks = rt.spawn(async move { blocks_here(&released1) });
+    let computes = rt.spawn(async move { computes_here(&released2) });
+    for _ in 0..2 {
+        let (id, text) = told.recv().unwrap();
+        assert_eq!(id == blocks.id(), text.contains("blocks_here"), "{text}");
+        assert_eq!(id == computes.id(), text.contains("computes_here"), "{text}");
+    }
+    release1.send(()).unwrap();
+    release2.send(()).unwrap();
+    rt.block_on(blocks).unwrap();
+    rt.block_on(computes).unwrap();
+}
+
+/// The signal interrupts no call of the task's that std would not take up again.
+#[test]
+fn sleep_is_taken_up_again() {
+    let _watchdog = watchdog(60);
+    let (tell, told) = channel();
+    let rt = Builder::new().workers(1).on_stuck_task(move |_| tell.send(()).unwrap()).build().unwrap();
+    let time = std::time::Duration::from_millis(300);
+    let task = rt.spawn(async move {
+        let start = std::time::Instant::now();
+        thread::sleep(time);
+        start.elapsed()
+    });
+    told.recv().unwrap();
+    assert!(rt.block_on(task).unwrap() >= time);
+}
