@@ -64,7 +64,7 @@ impl Builder {
         /// Called on each of the runtime's threads when it has done everything else. A panic in it is caught.
         fn on_thread_stop(f: impl Fn() + Send + Sync + 'static) { config.on_thread_stop = Some(Box::new(f)) }
 
-        /// Called when a task has kept its thread for long in one poll: 6 ms of waiting, or 10 ms of CPU time. Once for
+        /// Called when a task has kept its thread for long in one poll: 5 ms of waiting, or 10 ms of CPU time. Once for
         /// each such poll, on another thread than the task's. A panic in it is caught.
         fn on_stuck_task(f: impl Fn(&StuckTask) + Send + Sync + 'static) { config.on_stuck_task = Some(Box::new(f)) }
 

@@ -19,13 +19,13 @@ fn backtrace_of(_: i32) -> Option<String> {
 
 /// How often it looks while anything runs, and while every P is busy. Go starts at 20 us and slows down to 10 ms.
 const TICK: Duration = Duration::from_millis(5);
-const BUSY_TICK: Duration = Duration::from_millis(2);
+const BUSY_TICK: Duration = Duration::from_micros(1500);
 /// After so many looks at an idle machine it sleeps until a P is busy.
 const QUIET: u32 = 10;
 /// So long the network may go without a poll. Go's number.
 const POLL_NS: u64 = 10_000_000;
 /// So long a task may block its thread in one poll while others wait.
-const WAIT_NS: u64 = 6_000_000;
+const WAIT_NS: u64 = 5_000_000;
 const ERRAND_NS: u64 = 10_000_000;
 /// So much CPU time it may use. Go's `forcePreemptNS`.
 const CPU_NS: u64 = 10_000_000;
@@ -53,6 +53,8 @@ struct Seen {
     since_cpu: u64,
     /// It was in this poll when last looked at, too.
     stuck: bool,
+    /// The thread has used less than half of the time since then.
+    rested: bool,
     told: bool,
 }
 
@@ -151,17 +153,21 @@ impl Sysmon<'_> {
         }
     }
 
-    /// Where something waits for a P whose M has been in one poll since the last look: wakes an idle M, or, if there is no
-    /// idle P, takes this one. From an M that computes it does so after `CPU_NS`; from one that blocks, after `WAIT_NS`.
+    /// Where something waits for an M that has been in one poll since the last look, or does not use the CPU: wakes an
+    /// idle M. Where there is no idle P, takes one from an M that is stuck. From an M that computes it does so after `CPU_NS`; from one that blocks, after `WAIT_NS`.
     /// What wants to run and gets no CPU is left alone: another thread would get none either. Go's `retake`.
     fn retake(&mut self) {
         let sched = self.sched;
         for n in 0..self.seen.len() {
             let (seen, p) = (self.seen[n], &sched.ps()[n]);
-            let Some(m) = p.holder().filter(|m| seen.stuck && Some(m.id()) == seen.holder) else { continue };
+            let Some(m) = p.holder().filter(|m| Some(m.id()) == seen.holder) else { continue };
             let all_busy = sched.idle.idle_ps() == 0;
-            if !all_busy && (p.has_work() || !sched.idle.has_poller()) {
+            let waits = (seen.stuck || seen.rested) && p.has_work() || seen.stuck && !sched.idle.has_poller();
+            if !all_busy && waits {
                 sched.wakep();
+            }
+            if !seen.stuck {
+                continue;
             }
             let takes = all_busy && sched.work_waiting() && !sched.config.keep_ps;
             let tells = sched.config.on_stuck_task.is_some() && !seen.told;
@@ -212,11 +218,13 @@ impl Seen {
         p.attention.store(true, Ordering::Relaxed);
         let before = *self;
         *self = Seen { tick: p.schedtick.load(Ordering::Relaxed), holder: Some(m.id()), cpu: m.cpu_ns(), ..before };
+        let cpu_before = if self.holder == before.holder { before.cpu } else { self.cpu };
+        self.rested = self.cpu.saturating_sub(cpu_before) < now.saturating_sub(last) / 2;
         self.stuck = (self.tick, self.holder) == (before.tick, before.holder);
         if !self.stuck {
             self.told = false;
             self.since = last.midpoint(now);
-            self.since_cpu = if self.holder == before.holder { before.cpu.midpoint(self.cpu) } else { self.cpu };
+            self.since_cpu = cpu_before.midpoint(self.cpu);
         }
     }
 

@@ -90,7 +90,7 @@ fn select(only: Option<String>) -> Result<Vec<Cell>, Failure> {
 pub(crate) fn main(mut args: Args) -> Result<(), Failure> {
     let quick = args.flag("--quick");
     let rounds = args.number("--rounds", 1..=1000)?.unwrap_or(if quick { 1 } else { 9 });
-    let secs = args.number("--secs", 0.01..=3600.0)?.unwrap_or(if quick { 0.1 } else { 1.0 });
+    let secs = args.number("--secs", 0.01..=3600.0)?.unwrap_or(if quick { 0.4 } else { 1.0 });
     let patience = args.patience()?;
     let mut cells = select(args.text("--only")?)?;
     let peers = args
