@@ -181,7 +181,7 @@ impl Runtime {
         let threads = without_p(|| sched.wait_ended(deadline));
         // What `Drop` would do is done, or does itself when the last thread ends.
         self.forget();
-        if threads == 0 { Ok(()) } else { Err(StillRunning { threads }) }
+        if threads == 0 { Ok(()) } else { Err(StillRunning { threads, tasks: sched.running() }) }
     }
 
     /// Shuts the runtime down without waiting for it.
@@ -209,9 +209,10 @@ impl Drop for Runtime {
 }
 
 /// What [`Runtime::shutdown_timeout`] did not live to see end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StillRunning {
     threads: usize,
+    tasks: Vec<TaskInfo>,
 }
 
 impl StillRunning {
@@ -219,11 +220,17 @@ impl StillRunning {
     pub fn threads(&self) -> usize {
         self.threads
     }
+
+    /// Which tasks and closures those were.
+    pub fn tasks(&self) -> &[TaskInfo] {
+        &self.tasks
+    }
 }
 
 impl fmt::Display for StillRunning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} of the runtime's threads are still in a poll or a closure", self.threads)
+        write!(f, "{} of the runtime's threads are still in a poll or a closure", self.threads)?;
+        self.tasks.iter().try_for_each(|task| write!(f, "; task {}, spawned at {}", task.id(), task.spawned_at()))
     }
 }
 

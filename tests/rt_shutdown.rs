@@ -248,7 +248,13 @@ fn shutdown_timeout_with_something_stuck() {
     let still = rt.shutdown_timeout(Duration::from_millis(50)).unwrap_err();
     assert!(before.elapsed() >= Duration::from_millis(50));
     assert_eq!(still.threads(), 2, "{still}");
-    assert_eq!(still.to_string(), "2 of the runtime's threads are still in a poll or a closure");
+    // The task and the closure, but not the task that only waits.
+    assert_eq!(still.tasks().len(), 2, "{still}");
+    assert!(still.tasks().iter().any(|task| task.id() == closure.id()), "{still}");
+    assert!(still.tasks().iter().all(|task| task.spawned_at().file() == file!()), "{still}");
+    let (text, task) = (still.to_string(), still.tasks()[0]);
+    assert!(text.starts_with("2 of the runtime's threads are still in a poll or a closure; task "), "{text}");
+    assert!(text.contains(&format!("; task {}, spawned at {}", task.id(), task.spawned_at())), "{text}");
     drop((release, release_task));
     stopped.recv().unwrap();
     assert_eq!(futures::executor::block_on(closure).unwrap(), 11, "a closure that has begun runs to its end");

@@ -328,6 +328,11 @@ impl Sched {
         waited.expect("no panic under this lock").0.ended
     }
 
+    /// The tasks and closures that are under way.
+    pub(crate) fn running(&self) -> Vec<TaskInfo> {
+        self.owned.running()
+    }
+
     /// After `stop`: waits until all threads are done, at most until `deadline`. Returns how many are not.
     pub(crate) fn wait_ended(&self, deadline: Option<Instant>) -> usize {
         let mut threads = self.threads();

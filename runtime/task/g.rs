@@ -359,7 +359,7 @@ impl fmt::Display for TaskId {
 }
 
 /// Which task it is, and where it was spawned.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TaskInfo {
     pub(super) id: TaskId,
     pub(super) spawned_at: &'static Location<'static>,

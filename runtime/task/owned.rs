@@ -17,7 +17,7 @@
 //! From the moment `cancel_all` is through, whoever runs any task (worker or not) drops it, also by `G::run`.
 
 use super::super::sync::Mutex;
-use super::g::{G, Header, Links};
+use super::g::{G, Header, Links, TaskInfo};
 use super::state::Notify;
 use std::ptr::NonNull;
 
@@ -128,6 +128,23 @@ impl OwnedTasks {
     /// Once closed and empty, it stays so, and every task that was ever in it is complete.
     pub(crate) fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Those that are in a poll.
+    pub(crate) fn running(&self) -> Vec<TaskInfo> {
+        let mut running = Vec::new();
+        for shard in &self.shards {
+            let list = shard.0.lock();
+            let mut next = list.head;
+            while let Some(task) = next {
+                // SAFETY: a task in the list is alive, and we have the lock that guards its links.
+                unsafe {
+                    running.extend(task.as_ref().state.is_running().then_some(task.as_ref().info));
+                    next = links(task, |l| l.next);
+                }
+            }
+        }
+        running
     }
 
     fn shard(&self, task: &Header) -> &Mutex<List> {

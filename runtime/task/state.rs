@@ -151,6 +151,10 @@ impl State {
         Completed { join_interest: before & JOIN_INTEREST != 0, join_waker: before & JOIN_WAKER != 0 }
     }
 
+    pub(super) fn is_running(&self) -> bool {
+        self.0.load(Relaxed) & RUNNING != 0
+    }
+
     pub(super) fn is_complete(&self) -> bool {
         // Acquire pairs with `complete`'s Release.
         self.0.load(Acquire) & COMPLETE != 0
