@@ -29,11 +29,11 @@
 //! For whoever wants to know how it works, an afternoon's walk from the bottom up:
 //!
 //! 1. `runtime/task/`: what a task is: its state word, its one allocation, how it is woken.
-//! 2. `runtime/queue.rs`, `runtime/idle.rs`, `runtime/park.rs`: where tasks and threads wait.
+//! 2. `runtime/queue.rs`, `runtime/idle.rs`, `runtime/park.rs`: where tasks and threads wait; `runtime/hold.rs`: who has a P.
 //! 3. `runtime/netpoll/`: the slot that a task parks on, its deadline, the descriptor, epoll, the break.
 //! 4. `runtime/timer.rs`: a P's timers.
 //! 5. `runtime/proc/`: the scheduler: how an M finds its next task, how Ms and Ps come together.
-//! 6. `runtime/sysmon.rs`, `runtime/blocking.rs`, `runtime/time.rs`, `runtime/runtime.rs`: what is built on it.
+//! 6. `runtime/sysmon.rs`, `runtime/stuck.rs`, `runtime/places.rs`, `runtime/blocking.rs`, `runtime/time.rs`, `runtime/runtime.rs`: what is built on it.
 //! 7. `net/fd.rs`, `net/socket.rs`, `net/stream.rs`, then the sockets; `net/dial.rs`, `net/listen.rs`, `net/copy.rs`.
 
 // The models build the rooms that have models, and little of it is used from outside them.

@@ -9,6 +9,9 @@ use super::proc::without_p;
 /// around a system call. The task that calls it is not interrupted and keeps its thread; its other branches (a `join!`
 /// or `select!` around the call) wait with it. On any other thread it only calls `f`.
 ///
+/// Where no other thread can be had ([`Builder::max_threads`](crate::Builder::max_threads)), `f` runs all the same, and
+/// tasks wait until it is done: if `f` waits for one of them, for ever.
+///
 /// # Panics
 /// If `f` panics, with its panic.
 ///

@@ -44,12 +44,19 @@ impl Builder {
         /// `GOPARK_PROCS` says; without it, as many as the process has CPUs.
         fn workers(n: usize) { workers = Some(n) }
 
-        /// How many threads may exist beyond the workers, for tasks and closures that block: 512 unless set. Where no
-        /// more may be started, such work takes a worker's place, and tasks wait until it is done.
+        /// How many threads may exist beyond the workers, for tasks and closures that block: 512 unless set. They are
+        /// started when needed, and end after 10 s without work.
+        ///
+        /// Closures of `spawn_blocking` may take three quarters of them (and one always), so that slow ones leave some for
+        /// tasks that block; the others wait their turn. Where no more may be started, or the system refuses, what blocks
+        /// takes a worker's place, and tasks wait until it is done; a line on stderr says so, once.
+        ///
+        /// Nothing is lost at this bound, but what waits for each other there may wait for ever: closures for a closure
+        /// that has no thread yet, or a `block_on` or `block_in_place` inside tasks for a task that has none.
         fn max_threads(n: usize) { config.max_threads = Some(n) }
 
         /// Whether a thread that is stuck in a task loses its right to run tasks, so that others go on while it blocks or
-        /// computes: yes unless set.
+        /// computes: yes unless set. It loses it after some 5 ms of waiting or 10 ms of CPU time, if anybody waits.
         fn retake(on: bool) { config.keep_ps = !on }
 
         /// What the runtime's threads are called: "gopark" unless set. Linux shows the first 15 bytes.
@@ -64,8 +71,10 @@ impl Builder {
         /// Called on each of the runtime's threads when it has done everything else. A panic in it is caught.
         fn on_thread_stop(f: impl Fn() + Send + Sync + 'static) { config.on_thread_stop = Some(Box::new(f)) }
 
-        /// Called when a task has kept its thread for long in one poll: 5 ms of waiting, or 10 ms of CPU time. Once for
-        /// each such poll, on another thread than the task's. A panic in it is caught.
+        /// Called when a task has kept a worker's place for long in one poll: some 5 ms of waiting, or 10 ms of CPU time.
+        /// Once for each time, on another thread than the task's; not inside `block_in_place`, which has given the place
+        /// away. What is to be told while the hook runs is told afterwards, and what finds no thread
+        /// ([`max_threads`](Self::max_threads)) is not. A panic in it is caught.
         fn on_stuck_task(f: impl Fn(&StuckTask) + Send + Sync + 'static) { config.on_stuck_task = Some(Box::new(f)) }
 
         /// Called with the payload of a task's panic that no `JoinHandle` will deliver. Unless set, one line on stderr
@@ -111,6 +120,7 @@ impl fmt::Debug for Builder {
         f.debug_struct("Builder")
             .field("workers", &self.workers)
             .field("max_threads", &self.config.max_threads)
+            .field("retake", &!self.config.keep_ps)
             .field("thread_name", &self.config.thread_name)
             .field("thread_stack_size", &self.config.stack_size)
             .finish_non_exhaustive()

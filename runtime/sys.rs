@@ -49,7 +49,9 @@ pub(crate) fn futex_wake(word: &AtomicU32, n: i32) {
 /// Whether `heavy_fence` reaches all threads by itself.
 static MEMBARRIER: AtomicBool = AtomicBool::new(false);
 
-/// membarrier(2) (Linux 4.14): prepares the process for `heavy_fence`. Where that is refused, every fence is a real one.
+/// membarrier(2) (Linux 4.14): prepares the process for `heavy_fence`, which takes the kernel some 15 ms where there are
+/// threads already. Until then, and where it is refused, every light fence is a real one. Who calls `heavy_fence` has
+/// called this.
 pub(crate) fn prepare_fences() {
     const REGISTER_PRIVATE_EXPEDITED: libc::c_int = 1 << 4;
     static ONCE: std::sync::Once = std::sync::Once::new();
@@ -73,7 +75,8 @@ pub(crate) fn heavy_fence() {
     if MEMBARRIER.load(Ordering::Relaxed) {
         // SAFETY: takes no pointer.
         if unsafe { libc::syscall(libc::SYS_membarrier, PRIVATE_EXPEDITED, 0, 0) } != 0 {
-            // Prepared, it fails only where a filter was set up meanwhile (seccomp).
+            // Once prepared it fails for want of memory, or where a filter was set up meanwhile (seccomp). This time the
+            // other side had no fence but the microseconds of a system call.
             MEMBARRIER.store(false, Ordering::Relaxed);
         }
     }
@@ -185,6 +188,17 @@ pub(crate) fn epoll_pwait2(ep: BorrowedFd<'_>, events: &mut Events, timeout: Dur
         )
     };
     events.fill(n)
+}
+
+/// Writes a line on stderr if that takes it at once: no lock of std's, no wait, no panic. What is lost is lost.
+pub(crate) fn complain(line: &str) {
+    let mut stderr = libc::pollfd { fd: libc::STDERR_FILENO, events: libc::POLLOUT, revents: 0 };
+    // SAFETY: one pollfd, which outlives the call.
+    let ready = unsafe { libc::poll(&mut stderr, 1, 0) } == 1 && stderr.revents == libc::POLLOUT;
+    if ready {
+        // SAFETY: reads `line`. A pipe that polls writable has room for a page.
+        unsafe { libc::write(libc::STDERR_FILENO, line.as_ptr().cast(), line.len().min(libc::PIPE_BUF)) };
+    }
 }
 
 /// eventfd(2), not blocking.

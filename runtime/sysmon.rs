@@ -1,13 +1,14 @@
 //! Sysmon: Go's thread of the same name (runtime/proc.go). It needs no P, and sees what the Ms are too busy to see.
 
 use super::idle::{MId, PId};
-use super::proc::{MShared, P, Sched};
+use super::proc::{Errand, MShared, P, Sched};
 use super::stuck::StuckTask;
-use super::task::{BlockingTask, quietly};
+use super::sys;
+use super::task::quietly;
 use super::wake_list::WakeList;
-use std::panic::Location;
+use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 #[cfg(feature = "backtrace")]
@@ -17,18 +18,22 @@ fn backtrace_of(_: i32) -> Option<String> {
     None
 }
 
-/// How often it looks while anything runs, and while every P is busy. Go starts at 20 us and slows down to 10 ms.
+/// How often it looks while anything runs; while every P is busy; and while all have been stuck for `LONG_NS` and nothing
+/// waits for them. Go starts at 20 us and slows down to 10 ms.
 const TICK: Duration = Duration::from_millis(5);
 const BUSY_TICK: Duration = Duration::from_micros(1500);
+const STUCK_TICK: Duration = Duration::from_millis(10);
+const LONG_NS: u64 = 100_000_000;
 /// After so many looks at an idle machine it sleeps until a P is busy.
 const QUIET: u32 = 10;
 /// So long the network may go without a poll. Go's number.
 const POLL_NS: u64 = 10_000_000;
 /// So long a task may block its thread in one poll while others wait.
 const WAIT_NS: u64 = 5_000_000;
-const ERRAND_NS: u64 = 10_000_000;
 /// So much CPU time it may use. Go's `forcePreemptNS`.
 const CPU_NS: u64 = 10_000_000;
+/// So late a look may be and still tell when a poll began.
+const LATE_NS: u64 = 10_000_000;
 
 /// What it remembers from one look to the next.
 struct Sysmon<'a> {
@@ -38,12 +43,25 @@ struct Sysmon<'a> {
     last: u64,
     /// When it knew last that somebody had polled the network.
     polled: u64,
-    errands: Vec<Errand>,
+    /// At the end, the tasks have been dropped that no stuck thread keeps.
+    cancelled: bool,
+    reports: Arc<Mutex<Reports>>,
 }
+
+/// Calls of `on_stuck_task`, which one thread makes, one after the other: the hook may want a lock that a stuck task
+/// holds.
+#[derive(Default)]
+struct Reports {
+    waiting: VecDeque<Report>,
+    at_work: bool,
+}
+
+type Report = Box<dyn FnOnce() + Send>;
 
 /// What it saw of a P.
 #[derive(Clone, Copy, Default)]
 struct Seen {
+    /// Which poll of which M. (An M's ticks begin again with its next thread: once in a blue moon two polls look like one.)
     tick: u32,
     holder: Option<MId>,
     /// The CPU time of the holder's thread.
@@ -51,31 +69,23 @@ struct Seen {
     /// When the present poll began, and what `cpu` was then; in the middle of what is possible.
     since: u64,
     since_cpu: u64,
+    /// Since when the thread has used next to no CPU time.
+    still: u64,
     /// It was in this poll when last looked at, too.
     stuck: bool,
-    /// The thread has used less than half of the time since then.
-    rested: bool,
     told: bool,
 }
-
-/// User code, which may block: another thread is to run it. Where none has after `ERRAND_NS`, none is to be had, and
-/// sysmon does.
-struct Errand {
-    since: u64,
-    job: Job,
-}
-
-type Job = Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>;
 
 impl Sched {
     /// The thread's life: until all Ms have ended. While they come to their end, what they wait for may need the network
     /// and the timers still.
     pub(crate) fn sysmon(&self) {
-        let seen = vec![Seen::default(); self.ps().len()];
-        let now = self.now();
-        let mut sysmon = Sysmon { sched: self, seen, last: now, polled: now, errands: Vec::new() };
+        sys::prepare_fences();
+        let (seen, now) = (vec![Seen::default(); self.ps().len()], self.now());
+        let reports = Arc::default();
+        let mut sysmon = Sysmon { sched: self, seen, last: now, polled: now, cancelled: false, reports };
         let mut quiet = 0;
-        while !self.have_ended_within(if self.idle.idle_ps() == 0 { BUSY_TICK } else { TICK }) {
+        while !self.have_ended_within(sysmon.nap()) {
             if quiet >= QUIET && !self.stopping() {
                 quiet = 0;
                 self.idle.sleep_until_busy();
@@ -90,13 +100,27 @@ impl Sched {
             if !idle {
                 sysmon.poll_network();
             }
-            sysmon.retake();
+            if self.stopping() {
+                sysmon.cancel_behind_stuck();
+            } else {
+                sysmon.retake();
+            }
         }
-        sysmon.errands.iter().for_each(|errand| run(&errand.job));
     }
 }
 
 impl Sysmon<'_> {
+    fn nap(&self) -> Duration {
+        let long = |seen: &Seen| seen.stuck && self.last.saturating_sub(seen.since) >= LONG_NS;
+        if self.sched.idle.idle_ps() > 0 {
+            TICK
+        } else if self.seen.iter().all(long) {
+            STUCK_TICK
+        } else {
+            BUSY_TICK
+        }
+    }
+
     fn look(&mut self) {
         let now = self.sched.now();
         for (p, seen) in self.sched.ps().iter().zip(&mut self.seen) {
@@ -108,24 +132,21 @@ impl Sysmon<'_> {
         }
     }
 
-    /// Where a thread could not be had: it can now perhaps (trap S5), or sysmon does its work.
+    /// Is no M at work?
+    fn nobody_runs(&self) -> bool {
+        self.seen.iter().all(|seen| seen.stuck || seen.holder.is_none())
+    }
+
+    /// Where a thread could not be had, one can now perhaps (trap S5).
     fn try_again(&mut self) {
-        let (sched, now) = (self.sched, self.last);
-        if self.seen.iter().all(|seen| seen.stuck || seen.holder.is_none()) {
-            if sched.idle.idle_ps() > 0 && (sched.work_waiting() || !sched.idle.has_poller()) {
-                sched.wakep();
-            }
-            if sched.closures_wait() {
-                sched.wake_for_closures();
-            }
+        let sched = self.sched;
+        if self.nobody_runs() && sched.idle.idle_ps() > 0 && (sched.work_waiting() || !sched.idle.has_poller()) {
+            sched.wakep();
         }
-        self.errands.retain(|errand| {
-            let waits = now.saturating_sub(errand.since) < ERRAND_NS;
-            if !waits {
-                run(&errand.job);
-            }
-            waits
-        });
+        let refused = sched.blocking_refused.swap(false, Ordering::Relaxed);
+        if refused && sched.closures_wait() && !sched.wake_for_closures() {
+            sched.blocking_late.store(true, Ordering::Relaxed);
+        }
     }
 
     /// If nobody has polled for long, or every M is in the same poll as at the last look, they see neither sockets
@@ -146,23 +167,25 @@ impl Sysmon<'_> {
         if any {
             sched.wakep();
         }
-        if list.has_foreign() {
-            self.send(move || list.wake_foreign());
-        } else {
+        if !list.has_foreign() {
             list.wake_foreign();
+        } else if let Err(errand) = sched.send(Errand::Wake(list)) {
+            // Or nobody would.
+            errand.run();
         }
     }
 
-    /// Where something waits for an M that has been in one poll since the last look, or does not use the CPU: wakes an
-    /// idle M. Where there is no idle P, takes one from an M that is stuck. From an M that computes it does so after `CPU_NS`; from one that blocks, after `WAIT_NS`.
-    /// What wants to run and gets no CPU is left alone: another thread would get none either. Go's `retake`.
+    /// Where something waits for an M that has been in one poll since the last look, or that has just begun one and sleeps:
+    /// wakes an idle M. Where there is no idle P, takes one from an M that is stuck: one that computes, after `CPU_NS`; one
+    /// that waits in the kernel, after `WAIT_NS`. What wants to run and gets no CPU is left alone: another thread would get
+    /// none either. Go's `retake`.
     fn retake(&mut self) {
         let sched = self.sched;
         for n in 0..self.seen.len() {
             let (seen, p) = (self.seen[n], &sched.ps()[n]);
             let Some(m) = p.holder().filter(|m| Some(m.id()) == seen.holder) else { continue };
             let all_busy = sched.idle.idle_ps() == 0;
-            let waits = (seen.stuck || seen.rested) && p.has_work() || seen.stuck && !sched.idle.has_poller();
+            let waits = seen.may_sleep(self.last) && p.has_work() || seen.stuck && !sched.idle.has_poller();
             if !all_busy && waits {
                 sched.wakep();
             }
@@ -171,41 +194,83 @@ impl Sysmon<'_> {
             }
             let takes = all_busy && sched.work_waiting() && !sched.config.keep_ps;
             let tells = sched.config.on_stuck_task.is_some() && !seen.told;
-            // It may have moved on since.
-            if (takes || tells) && seen.took_long(m, self.last) && p.schedtick.load(Ordering::Relaxed) == seen.tick {
-                if tells {
-                    self.seen[n].told = true;
-                    self.tell(n, m);
-                }
-                if takes {
-                    sched.retake(n as PId, m);
-                }
+            if !(takes || tells) || !seen.took_long(m, self.last) {
+                continue;
+            }
+            let m = sched.m(m.id());
+            let task = m.running();
+            // It may have moved on. What it runs is noted after the tick, so that was still the task of this tick.
+            if p.schedtick.load(Ordering::Relaxed) != seen.tick {
+                continue;
+            }
+            if let Some(task) = task.filter(|_| tells) {
+                self.seen[n].told = true;
+                let duration = Duration::from_nanos(self.last.saturating_sub(seen.since));
+                let cpu_time = Duration::from_nanos(seen.cpu.saturating_sub(seen.since_cpu)).min(duration);
+                self.tell(StuckTask { task, duration, cpu_time, backtrace: None }, m.clone());
+            }
+            if takes {
+                sched.retake(n as PId, &m);
             }
         }
     }
 
-    /// Tells `on_stuck_task` of a poll.
-    fn tell(&mut self, n: usize, m: &MShared) {
-        let (seen, m) = (self.seen[n], self.sched.m(m.id()));
-        let (Some(task), Some(sched)) = (m.running(), self.sched.this()) else { return };
-        let (duration, cpu_time) = (self.last.saturating_sub(seen.since), seen.cpu.saturating_sub(seen.since_cpu));
-        let (duration, cpu_time) = (Duration::from_nanos(duration), Duration::from_nanos(cpu_time.min(duration)));
-        self.send(move || {
+    /// Tells `on_stuck_task`, if there is a thread for it.
+    fn tell(&self, mut stuck: StuckTask, m: Arc<MShared>) {
+        let Some(sched) = self.sched.this() else { return };
+        let report = move || {
             // The poll may have ended by then.
-            let backtrace = backtrace_of(m.thread()).filter(|_| m.running().is_some_and(|now| now.id() == task.id()));
-            let stuck = StuckTask { task, duration, cpu_time, backtrace };
+            stuck.backtrace = backtrace_of(m.thread()).filter(|_| m.running() == Some(stuck.task));
             sched.config.on_stuck_task.iter().for_each(|hook| hook(&stuck));
-        });
+        };
+        let mut reports = lock(&self.reports);
+        reports.waiting.push_back(Box::new(report));
+        if std::mem::replace(&mut reports.at_work, true) {
+            return;
+        }
+        drop(reports);
+        let there = self.reports.clone();
+        let work = move || {
+            // Not under the lock.
+            let next = || lock(&there).next();
+            while let Some(report) = next() {
+                quietly(report);
+            }
+        };
+        if self.sched.send(Errand::Tell(Box::new(work))).is_err() {
+            *lock(&self.reports) = Reports::default();
+        }
     }
 
-    fn send(&mut self, job: impl FnOnce() + Send + 'static) {
-        let job: Job = Arc::new(Mutex::new(Some(Box::new(job))));
-        let there = job.clone();
-        if let Some(sched) = self.sched.this() {
-            drop(sched.spawn(BlockingTask::new(move || run(&there)), true, Location::caller()));
+    /// At the end: a stuck thread may wait for what the drop of a task would do that lies in its own queue, or that no M
+    /// comes to drop.
+    fn cancel_behind_stuck(&mut self) {
+        let sched = self.sched;
+        let mut any = false;
+        for (p, seen) in sched.ps().iter().zip(&self.seen).filter(|(_, seen)| seen.stuck) {
+            if let Some(m) = p.holder().filter(|m| Some(m.id()) == seen.holder) {
+                let queued = m.drain();
+                any |= !queued.is_empty();
+                sched.global.push_front(queued);
+            }
         }
-        self.errands.push(Errand { since: self.last, job });
+        if any || self.nobody_runs() && !self.cancelled {
+            self.cancelled = true;
+            sched.cancel_elsewhere();
+        }
     }
+}
+
+impl Reports {
+    fn next(&mut self) -> Option<Report> {
+        let report = self.waiting.pop_front();
+        self.at_work = report.is_some();
+        report
+    }
+}
+
+fn lock(reports: &Mutex<Reports>) -> MutexGuard<'_, Reports> {
+    reports.lock().expect("no panic under this lock")
 }
 
 impl Seen {
@@ -219,25 +284,26 @@ impl Seen {
         let before = *self;
         *self = Seen { tick: p.schedtick.load(Ordering::Relaxed), holder: Some(m.id()), cpu: m.cpu_ns(), ..before };
         let cpu_before = if self.holder == before.holder { before.cpu } else { self.cpu };
-        self.rested = self.cpu.saturating_sub(cpu_before) < now.saturating_sub(last) / 2;
+        let middle = last.midpoint(now).max(now.saturating_sub(LATE_NS / 2));
         self.stuck = (self.tick, self.holder) == (before.tick, before.holder);
         if !self.stuck {
             self.told = false;
-            self.since = last.midpoint(now);
-            self.since_cpu = cpu_before.midpoint(self.cpu);
+            self.since = middle;
+            self.since_cpu = cpu_before.midpoint(self.cpu).max(self.cpu.saturating_sub(LATE_NS / 2));
         }
+        if !self.stuck || self.cpu.saturating_sub(cpu_before) > now.saturating_sub(last) / 4 {
+            self.still = middle;
+        }
+    }
+
+    /// Does its thread perhaps not use the CPU?
+    fn may_sleep(&self, now: u64) -> bool {
+        self.stuck || self.cpu.saturating_sub(self.since_cpu) < now.saturating_sub(self.since) / 2
     }
 
     /// Is it time to take the P from this M?
     fn took_long(&self, m: &MShared, now: u64) -> bool {
-        let (time, cpu) = (now.saturating_sub(self.since), self.cpu.saturating_sub(self.since_cpu));
-        cpu >= CPU_NS || time >= WAIT_NS && cpu < time / 2 && m.is_waiting()
-    }
-}
-
-fn run(job: &Job) {
-    let job = job.lock().expect("no panic under this lock").take();
-    if let Some(job) = job {
-        quietly(job);
+        let cpu = self.cpu.saturating_sub(self.since_cpu);
+        cpu >= CPU_NS || now.saturating_sub(self.still) >= WAIT_NS && m.is_waiting()
     }
 }

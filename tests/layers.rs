@@ -14,7 +14,7 @@ use std::path::Path;
 /// know each other.
 const RUNTIME: &[&[&str]] = &[
     &["runtime/sys.rs", "runtime/budget.rs", "runtime/sync/loomy.rs"],
-    &["runtime/sync.rs"],
+    &["runtime/sync.rs", "runtime/trace.rs"],
     &["runtime/task/state.rs", "runtime/park.rs", "runtime/hold.rs", "runtime/places.rs"],
     &["runtime/task/g.rs", "runtime/idle.rs"],
     &["runtime/task/owned.rs"],

@@ -117,6 +117,10 @@ impl M {
             return None;
         }
         p.attention.store(false, Ordering::Relaxed);
+        if self.sched.blocking_late.load(Ordering::Relaxed) && self.sched.blocking_late.swap(false, Ordering::Relaxed) {
+            self.run_blocking();
+            self.p.get()?;
+        }
         let now = self.sched.now();
         let ask_network = self.check.begin(tick, now);
         let list = &mut *self.list.borrow_mut();
@@ -260,7 +264,7 @@ impl M {
             return Idled::Exit;
         }
         let mut when = if role == Role::Poll { sched.asleep() } else { NEVER };
-        let looked = sched.work_waiting() || sched.closures_wait() || sched.netpoll.has_batons();
+        let looked = sched.anything_waiting() || sched.closures_wait();
         if looked || sched.stopping() {
             if role == Role::Poll {
                 // While it has the place still.
@@ -291,6 +295,7 @@ impl M {
             parker.park();
         } else if !parker.park_timeout(KEEP) {
             if sched.retire(self.shared.id) {
+                self.retires.set(true);
                 return Idled::Exit;
             }
             parker.park();

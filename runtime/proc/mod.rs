@@ -23,6 +23,7 @@ use super::timer::{Inserted, Key, Timers, What};
 use super::wake_list::WakeList;
 use std::any::Any;
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::panic::Location;
@@ -71,11 +72,17 @@ pub(crate) struct Sched {
     pub(crate) idle: Idle,
     pub(crate) global: Global,
     ps: Box<[P]>,
-    /// Every M that was ever started; an M's id is its place here.
+    /// What others see of each M; an M's id is its place here. It serves one thread after another.
     ms: Mutex<Vec<Arc<MShared>>>,
     /// Closures of `spawn_blocking` that no thread has begun.
     blocking: Global,
     places: Places,
+    /// No thread was to be had for one of them: sysmon tries again.
+    pub(crate) blocking_refused: AtomicBool,
+    /// Nor then: an M that is at work is to run it.
+    pub(crate) blocking_late: AtomicBool,
+    /// Each has an M on its way.
+    errands: Mutex<VecDeque<Errand>>,
     owned: OwnedTasks,
     pub(crate) netpoll: Arc<Netpoll>,
     procs: u32,
@@ -96,10 +103,27 @@ struct Threads {
     /// Those of them that are about to end since there was nothing to do for long.
     retiring: usize,
     /// What such threads have left behind, for the next ones.
-    left: Vec<(Arc<MShared>, Local)>,
+    spare: Vec<(Arc<MShared>, Local)>,
+    /// Sysmon runs.
+    sysmon: bool,
     /// Somebody was told that no thread can be had.
     refusal_told: bool,
     ended: bool,
+}
+
+/// What sysmon leaves to an M, since it is user code, and may block.
+pub(crate) enum Errand {
+    Wake(WakeList),
+    Tell(Box<dyn FnOnce() + Send>),
+}
+
+impl Errand {
+    pub(crate) fn run(self) {
+        match self {
+            Errand::Wake(mut list) => list.wake_foreign(),
+            Errand::Tell(tell) => task::quietly(tell),
+        }
+    }
 }
 
 /// A P: what goes with the right to run.
@@ -161,6 +185,8 @@ pub(crate) struct M {
     spinning: Cell<bool>,
     /// How deep it is in calls that may block.
     aside: Cell<u32>,
+    /// It ends because it had nothing to do for long.
+    retires: Cell<bool>,
     /// Tasks taken from the run-next slot in a row.
     streak: Cell<u32>,
     tick: Cell<u32>,
@@ -182,7 +208,6 @@ fn current<R>(f: impl FnOnce(Option<&M>) -> R) -> R {
 
 impl Sched {
     pub(crate) fn new(procs: u32, config: Config) -> io::Result<Arc<Sched>> {
-        super::sys::prepare_fences();
         let netpoll = Arc::new(Netpoll::new()?);
         Ok(Arc::new_cyclic(|this| Sched {
             this: this.clone(),
@@ -193,6 +218,9 @@ impl Sched {
             ms: Mutex::default(),
             blocking: Global::default(),
             places: Places::new(config.max_blocking()),
+            blocking_refused: AtomicBool::new(false),
+            blocking_late: AtomicBool::new(false),
+            errands: Mutex::default(),
             owned: OwnedTasks::new(procs as usize),
             netpoll,
             procs,
@@ -269,6 +297,11 @@ impl Sched {
         !self.blocking.is_empty() && self.places.is_one_free()
     }
 
+    /// Is there anything that an M which goes idle would still find?
+    fn anything_waiting(&self) -> bool {
+        self.work_waiting() || self.netpoll.has_batons()
+    }
+
     /// Is there a task that an idle M could take?
     pub(crate) fn work_waiting(&self) -> bool {
         !self.global.is_empty() || self.ps().iter().any(|p| p.remote().is_some_and(|r| !r.is_empty()))
@@ -343,10 +376,10 @@ impl Sched {
             self.clean_up();
             return 0;
         }
-        while !threads.ended {
+        while !threads.ended || threads.sysmon {
             let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
             threads = match left {
-                Some(Duration::ZERO) => return threads.alive,
+                Some(Duration::ZERO) => return threads.alive + usize::from(threads.sysmon),
                 Some(left) => self.ended.wait_timeout(threads, left).expect("no panic under this lock").0,
                 None => self.ended.wait(threads).expect("no panic under this lock"),
             };
@@ -385,7 +418,7 @@ impl Sched {
     }
 
     /// An M that ends for a caller in the middle of a poll: that may hold a lock which one of the drops takes.
-    fn cancel_elsewhere(&self) {
+    pub(crate) fn cancel_elsewhere(&self) {
         if self.start_m(Orders::Exit).is_err() {
             // No thread is to be had, and somebody may wait for what is dropped here.
             self.cancel_all();
@@ -406,7 +439,8 @@ impl Sched {
     }
 
     fn is_surplus(&self, threads: &Threads) -> bool {
-        threads.alive - threads.retiring > self.procs as usize
+        // One that is aside does a worker's work no more than one that is not there.
+        threads.alive > self.procs as usize + threads.aside + threads.retiring
     }
 
     /// The calling M is about to block in the middle of its work, and may wait for another's.
@@ -492,6 +526,11 @@ impl P {
 }
 
 impl MShared {
+    /// Takes out what is queued there, for the global queue.
+    pub(crate) fn drain(&self) -> task::GList {
+        self.remote.drain()
+    }
+
     /// The CPU time of its thread, in nanoseconds.
     pub(crate) fn cpu_ns(&self) -> u64 {
         super::sys::thread_cpu_ns(self.thread())
@@ -532,6 +571,7 @@ impl M {
             p: Cell::new(None),
             spinning: Cell::new(false),
             aside: Cell::new(0),
+            retires: Cell::new(false),
             streak: Cell::new(0),
             tick: Cell::new(0),
             check: find::Check::default(),
@@ -556,7 +596,7 @@ impl M {
         CURRENT.set(ptr::null());
         if retired {
             let M { sched, shared, local, .. } = m;
-            sched.threads().left.push((shared, local));
+            sched.threads().spare.push((shared, local));
         }
     }
 
@@ -641,33 +681,30 @@ impl M {
 
     /// The last thing a thread does. True: the runtime goes on without it.
     fn end(&self) -> bool {
+        let (sched, retires) = (&*self.sched, self.retires.get());
         self.drop_p();
-        let retires = !self.sched.stopping();
-        if retires {
-            Sched::hook(&self.sched.config.on_thread_stop);
-            let mut threads = self.sched.threads();
-            // `stop` comes before its lock: so either that counts this M, or this one sees it here.
-            if !self.sched.stopping() {
-                threads.alive -= 1;
-                threads.retiring -= 1;
-                threads.handles.retain(|handle| handle.thread().id() != thread::current().id());
-                return true;
-            }
-        }
-        self.sched.cancel_all();
         if !retires {
-            Sched::hook(&self.sched.config.on_thread_stop);
+            sched.cancel_all();
         }
-        let mut threads = self.sched.threads();
+        Sched::hook(&sched.config.on_thread_stop);
+        let mut threads = sched.threads();
+        threads.retiring -= usize::from(retires);
+        // `stop` comes before its lock: so either that counts this M no more, or this one sees it here.
+        if retires && sched.stopping() {
+            drop(threads);
+            sched.cancel_all();
+            threads = sched.threads();
+        }
         threads.alive -= 1;
         let last = threads.alive == 0;
-        self.sched.shut_if_quiet(threads);
+        let goes_on = !sched.stopping();
+        sched.shut_if_quiet(threads);
         if last {
-            self.sched.clean_up();
-            self.sched.threads().ended = true;
-            self.sched.ended.notify_all();
+            sched.clean_up();
+            sched.threads().ended = true;
+            sched.ended.notify_all();
         }
-        false
+        goes_on
     }
 }
 

@@ -1,13 +1,15 @@
 //! How Ms and Ps come together: Go's `wakep`, `startm`, `stopm`, `handoffp`.
 
-use super::{M, MShared, Sched};
+use super::{Errand, M, MShared, Sched};
 use crate::runtime::idle::{MId, PId, Wakeup};
 use crate::runtime::park::Parker;
 use crate::runtime::queue::{self, Local};
+use crate::runtime::sys;
 use crate::runtime::task::{G, Ran};
+use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 
 /// What an M is told when it is woken or started.
@@ -61,10 +63,12 @@ impl Sched {
                 let Err(error) = self.start_m(Orders::Run(p)) else { return };
                 // A refusal (EAGAIN) leaves the P idle and the work where it is: the Ms there are come to it, each later
                 // wake tries again, and so does sysmon if nobody runs (trap S5).
-                if self.idle.unstart(p) && self.work_waiting() {
+                if self.idle.unstart(p) && self.anything_waiting() {
                     self.wakep();
                 }
-                self.tell_refusal(&error);
+                if self.work_waiting() {
+                    self.tell_refusal(&error);
+                }
             }
         }
     }
@@ -75,10 +79,10 @@ impl Sched {
         if self.stopping() || std::mem::replace(&mut self.threads().refusal_told, true) {
             return;
         }
-        eprintln!(
+        sys::complain(&format!(
             "gopark: no thread can be started: {error}. Tasks may have to wait until one that blocks is done. \
-             `Builder::on_stuck_task` names those that block"
-        );
+             `Builder::on_stuck_task` names those that block\n"
+        ));
     }
 
     /// Starts the first M, and sysmon.
@@ -88,8 +92,14 @@ impl Sched {
         }
         let sched = self.clone();
         let name = format!("{}-sysmon", self.thread_name());
-        let sysmon = thread::Builder::new().name(name).spawn(move || sched.sysmon())?;
-        self.threads().handles.push(sysmon);
+        let main = move || {
+            sched.sysmon();
+            sched.threads().sysmon = false;
+            sched.ended.notify_all();
+        };
+        let mut threads = self.threads();
+        threads.handles.push(thread::Builder::new().name(name).spawn(main)?);
+        threads.sysmon = true;
         Ok(())
     }
 
@@ -112,17 +122,35 @@ impl Sched {
         }
     }
 
-    /// A parked M runs closures, else a new one. If none can be had, the next M that runs out of work does.
-    pub(crate) fn wake_for_closures(&self) {
+    /// Finds a thread for closures. If none can be had, the next M that runs out of work runs them. False: none.
+    pub(crate) fn wake_for_closures(&self) -> bool {
+        let found = self.find_thread();
+        if !found {
+            self.blocking_refused.store(true, Ordering::Relaxed);
+            // The poller, if it is the only M at rest, looks at the queue when it comes back.
+            self.netpoll.netpoll_break();
+        }
+        found
+    }
+
+    /// A parked M for something that may block, or else a new one.
+    fn find_thread(&self) -> bool {
         match self.idle.take_m() {
             Some(m) => self.order(m, Orders::Block),
-            None => {
-                if self.start_m(Orders::Block).is_err() {
-                    // The poller, if it is the only M at rest, looks at the queue when it comes back.
-                    self.netpoll.netpoll_break();
-                }
-            }
+            None => return self.start_m(Orders::Block).is_ok(),
         }
+        true
+    }
+
+    /// Finds a thread for an errand; gives it back if none can be had.
+    pub(crate) fn send(&self, errand: Errand) -> Result<(), Errand> {
+        self.errands().push_back(errand);
+        // Behind it are only those that have found a thread, which takes the oldest.
+        if self.find_thread() { Ok(()) } else { self.errands().pop_back().map_or(Ok(()), Err) }
+    }
+
+    fn errands(&self) -> MutexGuard<'_, VecDeque<Errand>> {
+        self.errands.lock().expect("no panic under this lock")
     }
 
     fn thread_name(&self) -> &str {
@@ -132,7 +160,7 @@ impl Sched {
     /// A P is free, whose tasks are in the global queue. The second half of Go's `handoffp`.
     fn hand_on(&self, p: PId) {
         self.idle.give(p);
-        if self.work_waiting() || self.netpoll.has_batons() || !self.idle.has_poller() {
+        if self.anything_waiting() || !self.idle.has_poller() {
             self.wakep();
         }
     }
@@ -141,7 +169,7 @@ impl Sched {
     pub(crate) fn retake(&self, p: PId, from: &MShared) -> bool {
         let took = self.ps[p as usize].hold.retake(from);
         if took {
-            self.global.push_front(from.remote.drain());
+            self.global.push_front(from.drain());
             self.hand_on(p);
         }
         took
@@ -160,7 +188,8 @@ impl Sched {
             let text = format!("{max} beyond the workers are running, the most that `Builder::max_threads` allows");
             return Err(io::Error::new(io::ErrorKind::QuotaExceeded, text));
         }
-        let (shared, local) = threads.left.pop().unwrap_or_else(|| self.new_m());
+        threads.handles.retain(|handle| !handle.is_finished());
+        let (shared, local) = threads.spare.pop().unwrap_or_else(|| self.new_m());
         // Where they are to be found again if the thread does not come to be.
         let slot = Arc::new(Mutex::new(Some((shared, local))));
         let there = slot.clone();
@@ -177,7 +206,7 @@ impl Sched {
         match builder.spawn(main) {
             Ok(handle) => threads.handles.push(handle),
             Err(error) => {
-                threads.left.extend(take(&slot));
+                threads.spare.extend(take(&slot));
                 return Err(error);
             }
         }
@@ -241,7 +270,7 @@ impl M {
     /// A spinning M has found work. Go's `resetspinning`; but where Go wakes another M always, here it does so only if
     /// there is work in sight (rule 2 of idle.rs).
     pub(super) fn reset_spinning(&self) {
-        if self.spinning.take() && self.sched.idle.stop_spinning() && self.sched.work_waiting() {
+        if self.spinning.take() && self.sched.idle.stop_spinning() && self.sched.anything_waiting() {
             self.sched.wakep();
         }
     }
@@ -287,10 +316,15 @@ impl M {
         }
     }
 
-    /// Runs closures until none waits, or as many threads as may do so already.
+    /// Runs errands, and closures until none waits or as many threads as may do so already.
     pub(super) fn run_blocking(&self) {
         let sched = &*self.sched;
         self.step_aside();
+        loop {
+            let errand = sched.errands().pop_front();
+            let Some(errand) = errand else { break };
+            errand.run();
+        }
         while sched.closures_wait() && !sched.stopping() && sched.places.take() {
             while !sched.stopping() {
                 let Some(g) = sched.blocking.pop() else { break };

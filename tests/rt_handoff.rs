@@ -1,0 +1,190 @@
+//! What must not go wrong around a stuck task: what its hook does, what is said where no thread is to be had, and the end.
+
+mod support;
+
+use gopark::time::sleep;
+use gopark::{Builder, Runtime};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::Duration;
+use support::{is_child, watchdog};
+
+#[derive(Default)]
+struct Gate(Mutex<bool>, Condvar);
+
+impl Gate {
+    fn open(&self) {
+        *self.0.lock().unwrap() = true;
+        self.1.notify_all();
+    }
+
+    fn wait(&self) {
+        drop(self.1.wait_while(self.0.lock().unwrap(), |open| !*open).unwrap());
+    }
+}
+
+fn runtime(workers: usize) -> Runtime {
+    Builder::new().workers(workers).build().unwrap()
+}
+
+/// The runtime ends while a task waits for the drop of another that lies in its own thread's queue.
+#[test]
+fn drop_with_a_task_in_the_queue_of_a_stuck_thread() {
+    let _watchdog = watchdog(60);
+    for workers in [1, 2] {
+        let rt = runtime(workers);
+        let (tx, rx) = channel::<()>();
+        let (told, waiting) = channel();
+        drop(rt.spawn(async move {
+            drop(gopark::spawn(async move { drop((std::future::pending::<()>().await, tx)) }));
+            told.send(()).unwrap();
+            rx.recv().unwrap_err();
+        }));
+        waiting.recv().unwrap();
+        drop(rt);
+    }
+}
+
+/// "Where no more may be started, such work takes a worker's place."
+#[test]
+fn closure_at_the_bound_beside_a_busy_worker() {
+    let _watchdog = watchdog(60);
+    let rt = Builder::new().workers(1).max_threads(0).build().unwrap();
+    rt.run(async {
+        let done = Arc::new(AtomicBool::new(false));
+        let there = done.clone();
+        drop(gopark::spawn_blocking(move || there.store(true, SeqCst)));
+        while !done.load(SeqCst) {
+            gopark::yield_now().await;
+        }
+    });
+}
+
+/// Sysmon says that no thread can be had while a stuck task holds stderr.
+#[test]
+fn refusal_while_a_stuck_task_holds_stderr() {
+    let _watchdog = watchdog(60);
+    // Not captured: the harness's threads hand their capture on.
+    let rt = thread::spawn(|| Builder::new().workers(1).max_threads(0).build().unwrap()).join().unwrap();
+    let gate = Arc::new(Gate::default());
+    let there = gate.clone();
+    let task = rt.spawn(async move {
+        let _held = std::io::stderr().lock();
+        drop(gopark::spawn(async {}));
+        there.wait();
+    });
+    rt.block_on(async { sleep(Duration::from_millis(50)).await });
+    gate.open();
+    rt.block_on(task).unwrap();
+}
+
+/// The hook takes a lock that the stuck task holds, as one that logs may. Three quarters of the threads run closures; the
+/// others are there for tasks that block.
+#[test]
+fn hook_that_waits_for_the_stuck_task() {
+    let _watchdog = watchdog(60);
+    let lock = Arc::new(Mutex::new(()));
+    let there = lock.clone();
+    let rt =
+        Builder::new().workers(1).max_threads(12).on_stuck_task(move |_| drop(there.lock().unwrap())).build().unwrap();
+    let (end, gate) = (Arc::new(Gate::default()), Arc::new(Gate::default()));
+    let (began, begun) = channel();
+    for _ in 0..9 {
+        let (end, began) = (end.clone(), began.clone());
+        drop(rt.spawn_blocking(move || {
+            began.send(()).unwrap();
+            end.wait();
+        }));
+    }
+    for _ in 0..9 {
+        begun.recv().unwrap();
+    }
+    let there = gate.clone();
+    let first = rt.spawn(async move {
+        let _held = lock.lock().unwrap();
+        there.wait();
+    });
+    let second = rt.spawn(async move {
+        sleep(Duration::from_millis(100)).await;
+        let there = gate.clone();
+        drop(gopark::spawn(async move { there.open() }));
+        gate.wait();
+    });
+    rt.block_on(second).unwrap();
+    rt.block_on(first).unwrap();
+    end.open();
+}
+
+/// Nobody reads the process's stderr any more: what the runtime has to say there is lost, and no more than that.
+#[test]
+fn refusal_with_stderr_gone() {
+    const NAME: &str = "refusal_with_stderr_gone";
+    if !is_child(NAME) {
+        use std::process::{Command, Stdio};
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", NAME, "--nocapture", "--test-threads=1"]).env("GOPARK_TEST_CHILD", NAME);
+        let mut process = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(process.stderr.take());
+        assert!(process.wait().unwrap().success());
+        return;
+    }
+    let _watchdog = watchdog(60);
+    let rt = Builder::new().workers(2).max_threads(0).build().unwrap();
+    let gate = Arc::new(Gate::default());
+    let tasks: Vec<_> = (0..2)
+        .map(|_| {
+            let gate = gate.clone();
+            rt.spawn(async move {
+                drop(gopark::spawn(async {}));
+                gate.wait();
+            })
+        })
+        .collect();
+    thread::sleep(Duration::from_millis(100));
+    // Sysmon alone sees to the timers now.
+    rt.block_on(async { sleep(Duration::from_millis(1)).await });
+    gate.open();
+    for task in tasks {
+        rt.block_on(task).unwrap();
+    }
+}
+
+/// A task that waits for what another holds, with one worker: nobody comes to drop the other.
+#[test]
+fn drop_with_the_only_worker_stuck() {
+    let _watchdog = watchdog(60);
+    let rt = runtime(1);
+    let (tx, rx) = channel::<()>();
+    let (told, waiting) = channel();
+    let (pending, is_pending) = channel();
+    drop(rt.spawn(async move {
+        pending.send(()).unwrap();
+        drop((std::future::pending::<()>().await, tx));
+    }));
+    is_pending.recv().unwrap();
+    drop(rt.spawn(async move {
+        told.send(()).unwrap();
+        rx.recv().unwrap_err();
+    }));
+    waiting.recv().unwrap();
+    drop(rt);
+}
+
+/// A hook that takes long is sysmon's own affair at the end, and `shutdown_timeout` waits for it beyond its time.
+#[test]
+fn shutdown_timeout_with_a_slow_hook() {
+    let _watchdog = watchdog(60);
+    let hook = |_: &gopark::StuckTask| thread::sleep(Duration::from_secs(45));
+    let rt = Builder::new().workers(2).on_stuck_task(hook).build().unwrap();
+    let (told, began) = channel();
+    drop(rt.spawn(async move {
+        told.send(()).unwrap();
+        thread::sleep(Duration::from_millis(100));
+    }));
+    began.recv().unwrap();
+    let begun = std::time::Instant::now();
+    let _ = rt.shutdown_timeout(Duration::from_millis(500));
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+}
