@@ -7,29 +7,14 @@ use futures::future::join_all;
 use gopark::net::{TcpListener, TcpStream};
 use gopark::time::{Duration, sleep};
 use gopark::{Builder, Runtime};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::channel;
-use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
-use support::watchdog;
+use support::{Gate, watchdog};
 
 fn runtime(workers: usize) -> Runtime {
     Builder::new().workers(workers).build().unwrap()
-}
-
-/// Blocks whoever waits until it is opened.
-#[derive(Default)]
-struct Gate(Mutex<bool>, Condvar);
-
-impl Gate {
-    fn open(&self) {
-        *self.0.lock().unwrap() = true;
-        self.1.notify_all();
-    }
-
-    fn wait(&self) {
-        drop(self.1.wait_while(self.0.lock().unwrap(), |open| !*open).unwrap());
-    }
 }
 
 /// Tasks, as many as there are workers, that block until told.

@@ -4,6 +4,7 @@
 use std::io::Write;
 use std::process::{Command, Output};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
 /// A deadline for a test that may hang. Dropped in time, it does nothing.
@@ -39,4 +40,41 @@ pub fn child(test: &str, env: &[(&str, &str)]) -> Output {
 /// Is this process the [`child`] for that test?
 pub fn is_child(test: &str) -> bool {
     std::env::var("GOPARK_TEST_CHILD").is_ok_and(|name| name == test)
+}
+
+/// splitmix64.
+#[derive(Debug, Clone, Copy)]
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+
+    pub fn fork(&mut self) -> Random {
+        Random(self.next())
+    }
+}
+
+/// Blocks whoever waits, and the thread with it, until it is opened.
+#[derive(Debug, Default)]
+pub struct Gate(Mutex<bool>, Condvar);
+
+impl Gate {
+    pub fn open(&self) {
+        *self.0.lock().unwrap() = true;
+        self.1.notify_all();
+    }
+
+    pub fn wait(&self) {
+        drop(self.1.wait_while(self.0.lock().unwrap(), |open| !*open).unwrap());
+    }
 }
