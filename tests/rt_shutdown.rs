@@ -510,3 +510,41 @@ fn drop_of_the_runtime_while_block_on_waits_inside() {
         }
     }
 }
+
+/// Trap S17: polls that block their thread, as nobody asked them not to, on what other tasks would release. Those are
+/// dropped, with what they hold, so that the polls and the runtime end; whether or not the P was taken before the end.
+#[test]
+fn drop_of_the_runtime_while_polls_block_on_other_tasks() {
+    let _watchdog = watchdog(20);
+    for round in 0..40 {
+        let workers = [1, 2][round % 2];
+        let rt = runtime(workers);
+        let (begun_tx, begun) = channel();
+        let tasks: Vec<_> = (0..workers)
+            .map(|_| {
+                let begun_tx = begun_tx.clone();
+                rt.spawn(async move {
+                    let (release, wait) = channel::<()>();
+                    let parked = round % 4 < 2;
+                    drop(gopark::spawn(async move {
+                        if parked {
+                            pending::<()>().await;
+                        }
+                        drop(release);
+                    }));
+                    begun_tx.send(()).unwrap();
+                    assert!(wait.recv().is_err());
+                })
+            })
+            .collect();
+        for _ in 0..workers {
+            begun.recv().unwrap();
+        }
+        if round >= 20 {
+            // In every moment before and after the P is taken.
+            thread::sleep(Duration::from_millis(round as u64 - 20));
+        }
+        drop(rt);
+        tasks.into_iter().for_each(|task| futures::executor::block_on(task).unwrap());
+    }
+}
