@@ -198,18 +198,15 @@ impl Sysmon<'_> {
                 continue;
             }
             let m = sched.m(m.id());
-            let task = m.running();
-            // It may have moved on. What it runs is noted after the tick, so that was still the task of this tick.
-            if p.schedtick.load(Ordering::Relaxed) != seen.tick {
-                continue;
-            }
-            if let Some(task) = task.filter(|_| tells) {
-                self.seen[n].told = true;
+            // It may have moved on.
+            let same_poll = || p.schedtick.load(Ordering::Relaxed) == seen.tick;
+            self.seen[n].told |= tells;
+            if let Some(task) = m.to_be_told(same_poll).filter(|_| tells) {
                 let duration = Duration::from_nanos(self.last.saturating_sub(seen.since));
                 let cpu_time = Duration::from_nanos(seen.cpu.saturating_sub(seen.since_cpu)).min(duration);
                 self.tell(StuckTask { task, duration, cpu_time, backtrace: None }, m.clone());
             }
-            if takes {
+            if takes && same_poll() {
                 sched.retake(n as PId, &m);
             }
         }

@@ -6,6 +6,9 @@ use futures::future::join_all;
 use futures::task::Spawn;
 use gopark::time::{Duration, sleep};
 use gopark::{Builder, Handle, JoinHandle, Runtime};
+use std::io::{BufRead, BufReader, Read};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::process::Output;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::channel;
@@ -125,6 +128,39 @@ fn nested_calls_at_the_bound() {
     }
 }
 
+/// Takes the process's stderr, and gives it back with what was written meanwhile.
+struct Stderr {
+    before: OwnedFd,
+    reader: BufReader<UnixStream>,
+    text: String,
+}
+
+impl Stderr {
+    fn redirect() -> Stderr {
+        let before = std::io::stderr().as_fd().try_clone_to_owned().unwrap();
+        let (reader, writer) = UnixStream::pair().unwrap();
+        dup2(&writer);
+        Stderr { before, reader: BufReader::new(reader), text: String::new() }
+    }
+
+    fn wait_for_a_line(&mut self) {
+        self.reader.read_line(&mut self.text).unwrap();
+    }
+}
+
+impl Drop for Stderr {
+    fn drop(&mut self) {
+        dup2(&self.before);
+        self.reader.read_to_string(&mut self.text).unwrap();
+        eprint!("{}", self.text);
+    }
+}
+
+fn dup2(to: &impl AsRawFd) {
+    // SAFETY: takes no pointer; stderr is nobody's own.
+    assert_eq!(unsafe { libc::dup2(to.as_raw_fd(), libc::STDERR_FILENO) }, libc::STDERR_FILENO);
+}
+
 /// Lets no thread with a large stack start from now on, while there is room for small things.
 struct NoMoreRoom(libc::rlimit);
 
@@ -168,10 +204,9 @@ fn refused_thread_and_stuck_task() {
         return;
     }
     let task_ends = std::env::var("WAY").unwrap() == "the task ends";
-    let (told_tx, told) = channel();
-    let builder = Builder::new().workers(1).thread_stack_size(STACK).thread_name("refused");
-    let rt = builder.on_stuck_task(move |_| told_tx.send(()).unwrap()).build().unwrap();
+    let rt = Builder::new().workers(1).thread_stack_size(STACK).thread_name("refused").build().unwrap();
     rt.run(async {});
+    let mut stderr = Stderr::redirect();
     let no_room = NoMoreRoom::begin();
     thread::Builder::new().stack_size(STACK).spawn(|| {}).unwrap_err();
     let (gate, ran) = (Arc::new(Gate::default()), Arc::new(AtomicUsize::new(0)));
@@ -188,8 +223,8 @@ fn refused_thread_and_stuck_task() {
         there.wait();
         others
     });
-    // Its P was taken in vain by then. No thread could be had for the hook either.
-    told.recv().unwrap();
+    // Its P was taken in vain by then.
+    stderr.wait_for_a_line();
     let closures: Vec<_> = (0..20).map(|n| rt.spawn_blocking(move || n)).collect();
     let last = rt.spawn(async {
         sleep(Duration::from_millis(1)).await;

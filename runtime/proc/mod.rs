@@ -170,8 +170,8 @@ pub(crate) struct MShared {
     parker: Parker,
     /// The kernel's number of its thread.
     thread: AtomicI32,
-    /// The task that it polls, if somebody wants to know.
-    running: Mutex<Option<TaskInfo>>,
+    /// The task that it polls, if somebody wants to know, and whether he was told of this poll.
+    running: Mutex<Option<(TaskInfo, bool)>>,
     /// What the M is to do when it is unparked: [`Orders`], packed. Ordered by the parker's token.
     orders: AtomicU32,
 }
@@ -379,7 +379,7 @@ impl Sched {
         while !threads.ended || threads.sysmon {
             let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
             threads = match left {
-                Some(Duration::ZERO) => return threads.alive + usize::from(threads.sysmon),
+                Some(Duration::ZERO) => return if threads.ended { 1 } else { threads.alive },
                 Some(left) => self.ended.wait_timeout(threads, left).expect("no panic under this lock").0,
                 None => self.ended.wait(threads).expect("no panic under this lock"),
             };
@@ -550,11 +550,22 @@ impl MShared {
     }
 
     pub(crate) fn running(&self) -> Option<TaskInfo> {
-        *self.running.lock().expect("no panic under this lock")
+        self.lock_running().map(|(task, _)| task)
+    }
+
+    /// The task that it polls, once in each poll, if this is still that one: the next is noted after its tick.
+    pub(crate) fn to_be_told(&self, same_poll: impl FnOnce() -> bool) -> Option<TaskInfo> {
+        let mut running = self.lock_running();
+        let (task, told) = running.as_mut().filter(|_| same_poll())?;
+        (!std::mem::replace(told, true)).then_some(*task)
     }
 
     fn set_running(&self, task: Option<TaskInfo>) {
-        *self.running.lock().expect("no panic under this lock") = task;
+        *self.lock_running() = task.map(|task| (task, false));
+    }
+
+    fn lock_running(&self) -> MutexGuard<'_, Option<(TaskInfo, bool)>> {
+        self.running.lock().expect("no panic under this lock")
     }
 }
 
