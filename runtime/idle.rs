@@ -49,6 +49,8 @@ struct Lists {
 struct Poller {
     /// The P that a waker has given it, together with a place among the spinning.
     given: Option<PId>,
+    /// It is to do a job without a P instead.
+    job: bool,
 }
 
 /// What an M without work is to do.
@@ -84,6 +86,8 @@ pub(crate) enum Back {
     Running(PId),
     /// Every P is taken.
     NoP,
+    /// Chosen by `take_poller`.
+    Job,
 }
 
 impl Idle {
@@ -124,7 +128,8 @@ impl Idle {
     pub(crate) fn retract(&self, m: MId, role: Role) -> Option<PId> {
         let mut lists = self.lists.lock();
         if role == Role::Poll {
-            let given = lists.poller.as_mut().and_then(|poller| poller.given.take());
+            let poller = lists.poller.as_mut().filter(|poller| !poller.job)?;
+            let given = poller.given.take();
             let p = given.or_else(|| self.take(&mut lists, SPINNING))?;
             lists.poller = None;
             Some(p)
@@ -140,7 +145,7 @@ impl Idle {
     pub(crate) fn leave(&self, m: MId, role: Role) -> bool {
         let mut lists = self.lists.lock();
         if role == Role::Poll {
-            return lists.poller.take_if(|poller| poller.given.is_none()).is_some();
+            return lists.poller.take_if(|poller| poller.is_free()).is_some();
         }
         let at = lists.ms.iter().position(|&other| other == m);
         at.map(|at| lists.ms.remove(at)).is_some()
@@ -149,9 +154,10 @@ impl Idle {
     /// The poller comes back.
     pub(crate) fn poller_back(&self) -> Back {
         let mut lists = self.lists.lock();
-        match lists.poller.take().and_then(|poller| poller.given) {
-            Some(p) => Back::Spinning(p),
-            None => self.take(&mut lists, 0).map_or(Back::NoP, Back::Running),
+        match lists.poller.take() {
+            Some(Poller { job: true, .. }) => Back::Job,
+            Some(Poller { given: Some(p), .. }) => Back::Spinning(p),
+            _ => self.take(&mut lists, 0).map_or(Back::NoP, Back::Running),
         }
     }
 
@@ -233,6 +239,13 @@ impl Idle {
         self.lists.lock().ms.pop()
     }
 
+    /// The poller for such a job, if it has no orders yet; its wait needs a break.
+    pub(crate) fn take_poller(&self) -> bool {
+        let mut lists = self.lists.lock();
+        let free = lists.poller.as_mut().filter(|poller| poller.is_free());
+        free.map(|poller| poller.job = true).is_some()
+    }
+
     /// An M with a P but no work asks whether to go stealing. At most half of the busy Ps' number do.
     pub(crate) fn start_spinning(&self) -> bool {
         let word = self.word.load(Ordering::Relaxed);
@@ -296,7 +309,8 @@ impl Idle {
 
 impl Poller {
     fn is_free(&self) -> bool {
-        self.given.is_none() || cfg!(gopark_mutant = "idle_wake_given_twice")
+        let job = self.job && !cfg!(gopark_mutant = "idle_wake_poller_at_job");
+        self.given.is_none() && !job || cfg!(gopark_mutant = "idle_wake_given_twice")
     }
 }
 
@@ -305,7 +319,7 @@ impl Lists {
         if self.stopping {
             Role::Exit
         } else if self.poller.is_none() {
-            self.poller = Some(Poller { given: None });
+            self.poller = Some(Poller { given: None, job: false });
             Role::Poll
         } else {
             self.ms.push(m);

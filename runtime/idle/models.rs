@@ -15,6 +15,7 @@
 //! | `idle_stop_no_fence` | `the_last_spinner_looks_again_or_is_not_counted` |
 //! | `idle_give_no_fence` | `work_is_seen_by_who_gives_its_p_away_or_wakes_somebody` |
 //! | `idle_wake_given_twice` | `a_second_wake_does_not_give_the_poller_a_second_p` |
+//! | `idle_wake_poller_at_job` | `the_poller_is_chosen_for_one_thing` |
 
 use super::*;
 use Ordering::Relaxed;
@@ -214,6 +215,27 @@ fn a_second_wake_does_not_give_the_poller_a_second_p() {
         for wakeup in wakes {
             world.woken(wakeup);
         }
+        world.check();
+    });
+}
+
+/// One wants the poller for a job without a P, another for work: it is chosen once, and nothing is given away twice.
+#[test]
+fn the_poller_is_chosen_for_one_thing() {
+    loom::model(|| {
+        let world = World::new();
+        let [p0, p1] = world.acquire_both();
+        assert_eq!(world.idle.release(M0, p0, false), Role::Poll);
+        let waker = with(&world, World::submit);
+        let job = world.idle.take_poller();
+        let wakeup = waker.join().unwrap();
+        match (job, wakeup, world.idle.poller_back()) {
+            (true, Some(Wakeup::Start(p)), Back::Job) | (false, Some(Wakeup::Break), Back::Spinning(p)) => {
+                world.idle_again(p, true);
+            }
+            wrong => panic!("{wrong:?}"),
+        }
+        world.idle_again(p1, false);
         world.check();
     });
 }
@@ -432,6 +454,7 @@ impl Machine {
                     match idle.poller_back() {
                         Back::Spinning(p) => (p, true),
                         Back::Running(p) => (p, false),
+                        Back::Job => unreachable!("there are no jobs"),
                         Back::NoP => match idle.rest(m) {
                             Ok(p) => (p, false),
                             Err(next) => {

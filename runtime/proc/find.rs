@@ -319,7 +319,7 @@ impl M {
         match sched.idle.poller_back() {
             Back::Spinning(p) => self.take_p(p, true),
             Back::Running(p) => self.take_p(p, false),
-            Back::NoP => {
+            back @ (Back::NoP | Back::Job) => {
                 // A timer that is due would end the next wait at once.
                 sched.expire_timers(sched.now(), list);
                 // Every P is busy; their Ms look at the global queue before they rest.
@@ -328,6 +328,9 @@ impl M {
                 }
                 sched.wakep();
                 list.wake_foreign();
+                if back == Back::Job {
+                    self.run_blocking();
+                }
                 return Idled::Again;
             }
         }

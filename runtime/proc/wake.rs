@@ -127,17 +127,20 @@ impl Sched {
         let found = self.find_thread();
         if !found {
             self.blocking_refused.store(true, Ordering::Relaxed);
-            // The poller, if it is the only M at rest, looks at the queue when it comes back.
-            self.netpoll.netpoll_break();
         }
         found
     }
 
-    /// A parked M for something that may block, or else a new one.
+    /// A parked M for something that may block, or else a new one, or the poller.
     fn find_thread(&self) -> bool {
-        match self.idle.take_m() {
-            Some(m) => self.order(m, Orders::Block),
-            None => return self.start_m(Orders::Block).is_ok(),
+        if let Some(m) = self.idle.take_m() {
+            self.order(m, Orders::Block);
+        } else if self.start_m(Orders::Block).is_err() {
+            let found = self.idle.take_poller();
+            if found {
+                self.netpoll.netpoll_break();
+            }
+            return found;
         }
         true
     }
