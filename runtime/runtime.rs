@@ -56,7 +56,7 @@ impl Builder {
         fn max_threads(n: usize) { config.max_threads = Some(n) }
 
         /// Whether a thread that is stuck in a task loses its right to run tasks, so that others go on while it blocks or
-        /// computes: yes unless set. It loses it after some 5 ms of waiting or 10 ms of CPU time, if anybody waits.
+        /// computes: yes unless set. It loses it after some 4 ms of waiting or 10 ms of CPU time, if anybody waits.
         fn retake(on: bool) { config.keep_ps = !on }
 
         /// What the runtime's threads are called: "gopark" unless set. Linux shows the first 15 bytes.
@@ -71,7 +71,7 @@ impl Builder {
         /// Called on each of the runtime's threads when it has done everything else. A panic in it is caught.
         fn on_thread_stop(f: impl Fn() + Send + Sync + 'static) { config.on_thread_stop = Some(Box::new(f)) }
 
-        /// Called when a task has kept a worker's place for long in one poll: some 5 ms of waiting, or 10 ms of CPU time.
+        /// Called when a task has kept a worker's place for long in one poll: some 4 ms of waiting, or 10 ms of CPU time.
         /// Once for each time, on another thread than the task's; not inside `block_in_place`, which has given the place
         /// away. What is to be told while the hook runs is told afterwards, and what finds no thread
         /// ([`max_threads`](Self::max_threads)) is not. A panic in it is caught.

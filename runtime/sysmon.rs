@@ -29,7 +29,7 @@ const QUIET: u32 = 10;
 /// So long the network may go without a poll. Go's number.
 const POLL_NS: u64 = 10_000_000;
 /// So long a task may block its thread in one poll while others wait.
-const WAIT_NS: u64 = 5_000_000;
+const WAIT_NS: u64 = 4_000_000;
 /// So much CPU time it may use. Go's `forcePreemptNS`.
 const CPU_NS: u64 = 10_000_000;
 /// So late a look may be and still tell when a poll began.
@@ -149,12 +149,12 @@ impl Sysmon<'_> {
         }
     }
 
-    /// If nobody has polled for long, or every M is in the same poll as at the last look, they see neither sockets
-    /// nor timers, on which a thread outside may wait. Go's first duty of sysmon. And no M goes idle, so it is sysmon that
+    /// If nobody has polled for long, or every M may be stuck, they see neither sockets nor timers, on which a thread outside may wait. Go's first duty of sysmon. And no M goes idle, so it is sysmon that
     /// passes the batons on (trap P23).
     fn poll_network(&mut self) {
         let (sched, mut list) = (self.sched, WakeList::default());
-        if self.last.saturating_sub(self.polled) >= POLL_NS || self.seen.iter().all(|seen| seen.stuck) {
+        let nobody_can = self.seen.iter().all(|seen| seen.may_sleep(self.last));
+        if nobody_can || self.last.saturating_sub(self.polled) >= POLL_NS {
             sched.netpoll.netpoll(&mut list);
             sched.expire_timers(sched.now(), &mut list);
         }
@@ -293,9 +293,10 @@ impl Seen {
         }
     }
 
-    /// Does its thread perhaps not use the CPU?
+    /// Is its M in one poll for long, or in one that has just begun and uses the CPU little?
     fn may_sleep(&self, now: u64) -> bool {
-        self.stuck || self.cpu.saturating_sub(self.since_cpu) < now.saturating_sub(self.since) / 2
+        let cpu = self.cpu.saturating_sub(self.since_cpu);
+        self.holder.is_some() && (self.stuck || cpu < now.saturating_sub(self.since) / 2)
     }
 
     /// Is it time to take the P from this M?
