@@ -7,9 +7,15 @@ use futures::future::join_all;
 use gopark::net::{TcpListener, TcpStream};
 use gopark::time::{Duration, sleep};
 use gopark::{Builder, Runtime};
-use std::sync::Arc;
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::pin::pin;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use support::{Gate, watchdog};
 
@@ -93,7 +99,6 @@ fn poller_blocks_on_what_a_socket_releases() {
                 gate.open();
             });
             let client = thread::spawn(move || {
-                use std::io::Write;
                 (&first).write_all(b"x").unwrap();
                 while !waiting.load(SeqCst) {
                     thread::yield_now();
@@ -158,6 +163,23 @@ fn endless_computation_on_every_worker() {
     }
 }
 
+/// As many tasks as there are workers run at the same time, and no more.
+fn no_more_than(rt: &Runtime, workers: usize) {
+    let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let tasks: Vec<_> = (0..20)
+        .map(|_| {
+            let (now, most) = (now.clone(), most.clone());
+            rt.spawn(async move {
+                most.fetch_max(now.fetch_add(1, SeqCst) + 1, SeqCst);
+                thread::yield_now();
+                now.fetch_sub(1, SeqCst);
+            })
+        })
+        .collect();
+    rt.block_on(join_all(tasks)).into_iter().for_each(Result::unwrap);
+    assert!(most.load(SeqCst) <= workers);
+}
+
 /// What a stuck task does after its thread has lost the P goes the global way, and is all right.
 #[test]
 fn stuck_thread_calls_back() {
@@ -199,19 +221,348 @@ fn stuck_thread_calls_back() {
             rt.block_on(rx.recv().unwrap());
             assert_eq!(rt.block_on(task).is_err(), panics);
         }
-        // As many as before run at the same time, and no more.
-        let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-        let tasks: Vec<_> = (0..20)
+        no_more_than(&rt, workers);
+    }
+}
+
+/// Runs `waits` in a task on every worker, and `releases` in another for each of them, behind it in the queue. Each of the
+/// former returns only when one of the latter has begun.
+fn release_from_a_task<W, R>(mut pair: impl FnMut() -> (W, R))
+where
+    W: FnOnce() + Send + 'static,
+    R: FnOnce() + Send + 'static,
+{
+    for workers in [1, 2] {
+        let rt = runtime(workers);
+        let tasks: Vec<_> = (0..workers)
             .map(|_| {
-                let (now, most) = (now.clone(), most.clone());
+                let (waits, releases) = pair();
                 rt.spawn(async move {
-                    most.fetch_max(now.fetch_add(1, SeqCst) + 1, SeqCst);
-                    thread::yield_now();
-                    now.fetch_sub(1, SeqCst);
+                    let other = gopark::spawn(async move { releases() });
+                    waits();
+                    other.await.unwrap();
                 })
             })
             .collect();
         rt.block_on(join_all(tasks)).into_iter().for_each(Result::unwrap);
-        assert!(most.load(SeqCst) <= workers);
+    }
+}
+
+/// Whoever opens a FIFO waits in the kernel for the other side.
+#[test]
+fn fifo_that_another_task_opens() {
+    let _watchdog = watchdog(60);
+    let mut n = 0;
+    release_from_a_task(|| {
+        n += 1;
+        let path = std::env::temp_dir().join(format!("gopark-fifo-{}-{n}", std::process::id()));
+        let name = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
+        // SAFETY: a string that ends with a NUL byte.
+        assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+        let there = path.clone();
+        let reads = move || {
+            let opened = std::fs::File::open(&path);
+            std::fs::remove_file(&path).unwrap();
+            assert_eq!(opened.unwrap().read(&mut [0]).unwrap(), 0);
+        };
+        (reads, move || drop(OpenOptions::new().write(true).open(there).unwrap()))
+    });
+}
+
+/// flock(2), held by another open file.
+#[test]
+fn file_lock_that_another_task_holds() {
+    let _watchdog = watchdog(60);
+    fn flock(file: &File, operation: libc::c_int) {
+        // SAFETY: takes no pointer.
+        assert_eq!(unsafe { libc::flock(file.as_raw_fd(), operation) }, 0);
+    }
+    let mut n = 0;
+    release_from_a_task(|| {
+        n += 1;
+        let path = std::env::temp_dir().join(format!("gopark-lock-{}-{n}", std::process::id()));
+        let (mine, theirs) = (File::create(&path).unwrap(), File::open(&path).unwrap());
+        std::fs::remove_file(&path).unwrap();
+        flock(&mine, libc::LOCK_EX);
+        (move || flock(&theirs, libc::LOCK_EX), move || flock(&mine, libc::LOCK_UN))
+    });
+}
+
+/// waitpid(2) for a process that ends when another task says so.
+#[test]
+fn process_that_another_task_ends() {
+    let _watchdog = watchdog(60);
+    release_from_a_task(|| {
+        let mut process = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let stdin = process.stdin.take().unwrap();
+        (move || assert!(process.wait().unwrap().success()), move || drop(stdin))
+    });
+}
+
+/// A storm of page faults, until another task ends it: this thread's time is the kernel's.
+#[test]
+fn page_faults_that_another_task_ends() {
+    const SIZE: usize = 16 << 20;
+    let _watchdog = watchdog(60);
+    release_from_a_task(|| {
+        let end = Arc::new(AtomicBool::new(false));
+        let there = end.clone();
+        let faults = move || {
+            // SAFETY: a new mapping of our own, used within its bounds and not after its end.
+            unsafe {
+                let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+                let start = libc::mmap(std::ptr::null_mut(), SIZE, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0);
+                assert_ne!(start, libc::MAP_FAILED);
+                while !there.load(SeqCst) {
+                    for at in (0..SIZE).step_by(4096) {
+                        start.cast::<u8>().add(at).write_volatile(1);
+                    }
+                    assert_eq!(libc::madvise(start, SIZE, libc::MADV_DONTNEED), 0);
+                }
+                assert_eq!(libc::munmap(start, SIZE), 0);
+            }
+        };
+        (faults, move || end.store(true, SeqCst))
+    });
+}
+
+/// Says that it was called, and blocks.
+struct Blocks {
+    begun: Mutex<Sender<()>>,
+    gate: Arc<Gate>,
+}
+
+impl Blocks {
+    fn new() -> (Blocks, Receiver<()>, Arc<Gate>) {
+        let ((tx, begun), gate) = (channel(), Arc::new(Gate::default()));
+        (Blocks { begun: Mutex::new(tx), gate: gate.clone() }, begun, gate)
+    }
+
+    fn block(&self) {
+        // Nobody listens any more once the test goes on.
+        let _ = self.begun.lock().unwrap().send(());
+        self.gate.wait();
+    }
+}
+
+impl Wake for Blocks {
+    fn wake(self: Arc<Self>) {
+        self.block();
+    }
+}
+
+impl Drop for Blocks {
+    fn drop(&mut self) {
+        self.gate.open();
+    }
+}
+
+/// While one of the runtime's threads blocks somewhere, a task comes that opens the gate; then all is as before.
+fn open_by_a_task(rt: &Runtime, begun: &Receiver<()>, gate: Arc<Gate>) {
+    begun.recv().unwrap();
+    let opener = rt.spawn(async move {
+        gopark::yield_now().await;
+        sleep(Duration::from_millis(1)).await;
+        gate.open();
+    });
+    rt.block_on(opener).unwrap();
+    let tasks = (0..100).map(|n| rt.spawn(async move { n }));
+    let sum: usize = rt.block_on(join_all(tasks)).into_iter().map(Result::unwrap).sum();
+    assert_eq!(sum, 4950);
+}
+
+/// The waker of a foreign executor blocks the thread that has harvested its socket's edge, or its timer.
+#[test]
+fn foreign_waker_that_blocks() {
+    let _watchdog = watchdog(60);
+    for workers in [1, 2] {
+        let rt = runtime(workers);
+        let (blocks, begun, gate) = Blocks::new();
+        let _entered = rt.enter();
+        let (here, there) = std::os::unix::net::UnixStream::pair().unwrap();
+        let here = gopark::net::UnixStream::from_std(here).unwrap();
+        let waker = Waker::from(Arc::new(blocks));
+        let buf = &mut [0];
+        let mut read = pin!(here.read(buf));
+        assert!(read.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        (&there).write_all(b"x").unwrap();
+        open_by_a_task(&rt, &begun, gate);
+
+        let (blocks, begun, gate) = Blocks::new();
+        let waker = Waker::from(Arc::new(blocks));
+        let mut slept = pin!(sleep(Duration::from_millis(1)));
+        assert!(slept.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        open_by_a_task(&rt, &begun, gate);
+    }
+}
+
+/// A drop that blocks: of a future that was aborted, of what a future drops itself, and of an output that nobody wants.
+#[test]
+fn drop_that_blocks() {
+    struct BlocksInDrop(Blocks);
+    impl Drop for BlocksInDrop {
+        fn drop(&mut self) {
+            self.0.block();
+        }
+    }
+    let _watchdog = watchdog(60);
+    for workers in [1, 2] {
+        let rt = runtime(workers);
+        for case in 0..3 {
+            let (blocks, begun, gate) = Blocks::new();
+            let (held, detached) = (BlocksInDrop(blocks), Arc::new(AtomicBool::new(false)));
+            let there = detached.clone();
+            let task = rt.spawn(async move {
+                while !there.load(SeqCst) || case == 0 {
+                    gopark::yield_now().await;
+                }
+                if case == 1 {
+                    drop(held);
+                    return None;
+                }
+                Some(held)
+            });
+            if case == 0 {
+                task.abort();
+            }
+            drop(task);
+            detached.store(true, SeqCst);
+            open_by_a_task(&rt, &begun, gate);
+        }
+    }
+}
+
+/// Hooks that block: of the first threads, before they have run anything, and of a task's panic.
+#[test]
+fn hook_that_blocks() {
+    let _watchdog = watchdog(60);
+    for workers in [1, 2] {
+        let (blocks, begun, gate) = Blocks::new();
+        let left = AtomicUsize::new(workers + 2);
+        let builder = Builder::new().workers(workers).on_thread_start(move || {
+            if left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok() {
+                blocks.block();
+            }
+        });
+        open_by_a_task(&builder.build().unwrap(), &begun, gate);
+
+        let (blocks, begun, gate) = Blocks::new();
+        let rt = Builder::new().workers(workers).on_task_panic(move |_, _| blocks.block()).build().unwrap();
+        drop(rt.spawn(async { std::panic::resume_unwind(Box::new("meant to")) }));
+        open_by_a_task(&rt, &begun, gate);
+    }
+}
+
+/// Traps S15 and S20: calls that give the P away, one in another, in every order: each comes back to the thread that it
+/// left, and to as many Ps as there were.
+#[test]
+fn nested_calls_in_every_order() {
+    const DEEP: u32 = 4;
+    fn nested(mut order: u32, depth: u32) -> u32 {
+        if depth == 0 {
+            return 1;
+        }
+        let (here, kind) = (thread::current().id(), order % 5);
+        order /= 5;
+        let deeper = move || nested(order, depth - 1);
+        let sum = match kind {
+            0 => gopark::block_in_place(deeper),
+            1 => gopark::block_on(async move {
+                let n = deeper();
+                gopark::yield_now().await;
+                assert_eq!(thread::current().id(), here, "polled elsewhere");
+                n
+            }),
+            2 => gopark::run(async move { deeper() }),
+            3 => gopark::block_on(gopark::spawn_blocking(deeper)).unwrap(),
+            _ => {
+                // What the task before it waits for is behind it in the queue, until its P is taken.
+                let (tx, rx) = channel();
+                drop(gopark::spawn(async move { tx.send(deeper()).unwrap() }));
+                rx.recv().unwrap()
+            }
+        };
+        assert_eq!(thread::current().id(), here);
+        sum + kind + 1
+    }
+    let _watchdog = watchdog(120);
+    for workers in [1, 2] {
+        let rt = runtime(workers);
+        // So few at a time that there are threads enough.
+        for start in (0..5u32.pow(DEEP)).step_by(25) {
+            let calls = (start..start + 25).map(|order| match order % 2 {
+                0 => rt.spawn(async move { nested(order, DEEP) }),
+                _ => rt.spawn_blocking(move || nested(order, DEEP)),
+            });
+            let sums = rt.block_on(join_all(calls.collect::<Vec<_>>()));
+            for (order, sum) in (start..).zip(sums) {
+                assert_eq!(sum.unwrap(), 1 + (0..DEEP).map(|n| order / 5u32.pow(n) % 5 + 1).sum::<u32>());
+            }
+        }
+        no_more_than(&rt, workers);
+    }
+}
+
+/// What stuck threads do after a shutdown that has not waited for them is answered, or refused: they use nothing that is
+/// gone. The runtime ends when they do.
+#[test]
+fn shutdown_while_tasks_are_stuck_without_their_ps() {
+    let _watchdog = watchdog(60);
+    for workers in [1, 2] {
+        let (started, stopped) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (up, down) = (started.clone(), stopped.clone());
+        let builder = Builder::new().workers(workers);
+        let builder = builder.on_thread_start(move || _ = up.fetch_add(1, SeqCst));
+        let rt = builder.on_thread_stop(move || _ = down.fetch_add(1, SeqCst)).build().unwrap();
+        let (gate, begun) = (Arc::new(Gate::default()), Arc::new(AtomicUsize::new(0)));
+        let (parked_tx, parked) = channel();
+        let parked_task = rt.spawn(std::future::poll_fn(move |cx| {
+            parked_tx.send(cx.waker().clone()).unwrap();
+            Poll::<()>::Pending
+        }));
+        let parked = parked.recv().unwrap();
+        let stuck: Vec<_> = (0..3)
+            .map(|n| {
+                let (gate, begun, parked) = (gate.clone(), begun.clone(), parked.clone());
+                rt.spawn(async move {
+                    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+                    let own = std::future::poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
+                    begun.fetch_add(1, SeqCst);
+                    gate.wait();
+                    parked.wake();
+                    own.wake();
+                    let late = gopark::spawn(async {});
+                    assert!(gopark::block_on(late).unwrap_err().is_cancelled());
+                    let late = gopark::spawn_blocking(|| {});
+                    assert!(gopark::block_on(late).unwrap_err().is_cancelled());
+                    assert_eq!(gopark::block_on(async { gopark::block_in_place(|| 3) }), 3);
+                    // Answered or refused, as the others are slower or quicker to end.
+                    drop(gopark::block_on(TcpStream::connect(listener.local_addr().unwrap())));
+                    drop(std::net::TcpStream::connect(listener.local_addr().unwrap()));
+                    listener.close();
+                    drop((sleep(Duration::from_secs(3600)), listener, gopark::Handle::current()));
+                    if n == 1 {
+                        std::panic::resume_unwind(Box::new("meant to"));
+                    }
+                    gopark::yield_now().await;
+                })
+            })
+            .collect();
+        // The third has begun: so one P at least has changed hands, both of them where there are two.
+        while begun.load(SeqCst) < 3 {
+            thread::yield_now();
+        }
+        rt.block_on(rt.spawn(async {})).unwrap();
+        let still = rt.shutdown_timeout(Duration::from_millis(20)).unwrap_err();
+        assert!(still.threads() >= 3, "{still}");
+        gate.open();
+        for (n, task) in stuck.into_iter().enumerate() {
+            let error = futures::executor::block_on(task).unwrap_err();
+            assert_eq!((error.is_panic(), error.is_cancelled()), (n == 1, n != 1), "{n}: {error}");
+        }
+        assert!(futures::executor::block_on(parked_task).unwrap_err().is_cancelled());
+        while stopped.load(SeqCst) < started.load(SeqCst) {
+            thread::yield_now();
+        }
     }
 }
