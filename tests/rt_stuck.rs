@@ -122,12 +122,13 @@ fn run_next_slot_of_a_stuck_thread() {
             for _ in 0..3 {
                 let gate = Arc::new(Gate::default());
                 let there = gate.clone();
-                let other = gopark::spawn(async move {
-                    gopark::yield_now().await;
-                    there.open();
-                });
-                gopark::spawn(async move { gate.wait() }).await.unwrap();
-                other.await.unwrap();
+                gopark::spawn(async move {
+                    let other = gopark::spawn(async move { there.open() });
+                    gate.wait();
+                    other.await.unwrap();
+                })
+                .await
+                .unwrap();
             }
         });
     }
@@ -458,13 +459,26 @@ fn hook_that_blocks() {
 #[test]
 fn nested_calls_in_every_order() {
     const DEEP: u32 = 4;
+    /// Blocks, with the P in other hands, on a task that needs it.
+    fn block() {
+        let (tx, rx) = channel();
+        drop(gopark::spawn(async move { tx.send(()).unwrap() }));
+        rx.recv().unwrap();
+    }
     fn nested(mut order: u32, depth: u32) -> u32 {
         if depth == 0 {
             return 1;
         }
-        let (here, kind) = (thread::current().id(), order % 5);
-        order /= 5;
-        let deeper = move || nested(order, depth - 1);
+        let (here, kind) = (thread::current().id(), order % 4);
+        order /= 4;
+        let deeper = move || {
+            let n = nested(order, depth - 1);
+            // Only `run` is in a task of its own, with a P.
+            if kind != 2 {
+                block();
+            }
+            n
+        };
         let sum = match kind {
             0 => gopark::block_in_place(deeper),
             1 => gopark::block_on(async move {
@@ -474,29 +488,23 @@ fn nested_calls_in_every_order() {
                 n
             }),
             2 => gopark::run(async move { deeper() }),
-            3 => gopark::block_on(gopark::spawn_blocking(deeper)).unwrap(),
-            _ => {
-                // What the task before it waits for is behind it in the queue, until its P is taken.
-                let (tx, rx) = channel();
-                drop(gopark::spawn(async move { tx.send(deeper()).unwrap() }));
-                rx.recv().unwrap()
-            }
+            _ => gopark::block_on(gopark::spawn_blocking(deeper)).unwrap(),
         };
         assert_eq!(thread::current().id(), here);
         sum + kind + 1
     }
     let _watchdog = watchdog(120);
-    for workers in [1, 2] {
-        let rt = runtime(workers);
+    for (workers, retake) in [(1, false), (1, true), (2, true)] {
+        let rt = Builder::new().workers(workers).retake(retake).build().unwrap();
         // So few at a time that there are threads enough.
-        for start in (0..5u32.pow(DEEP)).step_by(25) {
-            let calls = (start..start + 25).map(|order| match order % 2 {
+        for start in (0..4u32.pow(DEEP)).step_by(16) {
+            let calls = (start..start + 16).map(|order| match order / 4 % 2 {
                 0 => rt.spawn(async move { nested(order, DEEP) }),
                 _ => rt.spawn_blocking(move || nested(order, DEEP)),
             });
             let sums = rt.block_on(join_all(calls.collect::<Vec<_>>()));
             for (order, sum) in (start..).zip(sums) {
-                assert_eq!(sum.unwrap(), 1 + (0..DEEP).map(|n| order / 5u32.pow(n) % 5 + 1).sum::<u32>());
+                assert_eq!(sum.unwrap(), 1 + (0..DEEP).map(|n| order / 4u32.pow(n) % 4 + 1).sum::<u32>());
             }
         }
         no_more_than(&rt, workers);
