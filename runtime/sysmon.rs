@@ -149,8 +149,8 @@ impl Sysmon<'_> {
         }
     }
 
-    /// If nobody has polled for long, or every M may be stuck, they see neither sockets nor timers, on which a thread outside may wait. Go's first duty of sysmon. And no M goes idle, so it is sysmon that
-    /// passes the batons on (trap P23).
+    /// If nobody has polled for long, or every M may be stuck, nobody sees sockets and timers, on which a thread outside
+    /// may wait. Go's first duty of sysmon. And no M goes idle, so it is sysmon that passes the batons on (trap P23).
     fn poll_network(&mut self) {
         let (sched, mut list) = (self.sched, WakeList::default());
         let nobody_can = self.seen.iter().all(|seen| seen.may_sleep(self.last));
