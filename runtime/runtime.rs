@@ -56,7 +56,8 @@ impl Builder {
         fn max_threads(n: usize) { config.max_threads = Some(n) }
 
         /// Whether a thread that is stuck in a task loses its right to run tasks, so that others go on while it blocks or
-        /// computes: yes unless set. It loses it after some 4 ms of waiting or 10 ms of CPU time, if anybody waits.
+        /// computes: yes unless set. It loses it after some 4 ms of waiting or 10 ms of CPU time, if anybody waits. To tell
+        /// one that waits from one that gets no CPU, a file in /proc is opened for a moment.
         fn retake(on: bool) { config.keep_ps = !on }
 
         /// What the runtime's threads are called: "gopark" unless set. Linux shows the first 15 bytes.

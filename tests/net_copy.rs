@@ -921,7 +921,8 @@ fn refused_pipe_size() {
 #[test]
 fn out_of_descriptors() {
     in_a_child("out_of_descriptors", || {
-        runtime(2).run(async {
+        // To look at a stuck thread, sysmon needs a descriptor for a moment.
+        gopark::Builder::new().workers(2).retake(false).build().unwrap().run(async {
             let limit = |soft: u64| {
                 let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
                 // SAFETY: both use the limit while they run.
