@@ -42,6 +42,9 @@ impl StuckTask {
     }
 
     /// Where its thread is, if that can be had: with the feature `backtrace`, and if it has not moved on meanwhile.
+    ///
+    /// The thread is asked by `SIGURG`, as Go does it, which ends a few system calls with `Interrupted`: those on sockets with
+    /// a timeout, poll(2) and its kin (signal(7) lists them). If the program handles that signal itself, there is none.
     pub fn backtrace(&self) -> Option<&str> {
         self.backtrace.as_deref()
     }

@@ -190,7 +190,8 @@ pub(crate) fn epoll_pwait2(ep: BorrowedFd<'_>, events: &mut Events, timeout: Dur
     events.fill(n)
 }
 
-/// Writes a line on stderr if that takes it at once: no lock of std's, no wait, no panic. What is lost is lost.
+/// Writes a line on stderr if there is room for it: no lock of std's, no panic, and no wait unless another writer takes that
+/// room in the same instant. What is lost is lost.
 pub(crate) fn complain(line: &str) {
     let mut stderr = libc::pollfd { fd: libc::STDERR_FILENO, events: libc::POLLOUT, revents: 0 };
     // SAFETY: one pollfd, which outlives the call.

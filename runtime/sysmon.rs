@@ -32,6 +32,8 @@ const POLL_NS: u64 = 10_000_000;
 const WAIT_NS: u64 = 4_000_000;
 /// So much CPU time it may use. Go's `forcePreemptNS`.
 const CPU_NS: u64 = 10_000_000;
+/// So many calls of `on_stuck_task` may wait for one that does not return.
+const REPORTS: usize = 1000;
 /// So late a look may be and still tell when a poll began.
 const LATE_NS: u64 = 10_000_000;
 
@@ -153,7 +155,8 @@ impl Sysmon<'_> {
     /// may wait. Go's first duty of sysmon. And no M goes idle, so it is sysmon that passes the batons on (trap P23).
     fn poll_network(&mut self) {
         let (sched, mut list) = (self.sched, WakeList::default());
-        let nobody_can = self.seen.iter().all(|seen| seen.may_sleep(self.last));
+        let at_work = |seen: &Seen| seen.holder.is_some() && !seen.may_sleep(self.last);
+        let nobody_can = !sched.idle.has_poller() && !self.seen.iter().any(at_work);
         if nobody_can || self.last.saturating_sub(self.polled) >= POLL_NS {
             sched.netpoll.netpoll(&mut list);
             sched.expire_timers(sched.now(), &mut list);
@@ -221,7 +224,9 @@ impl Sysmon<'_> {
             sched.config.on_stuck_task.iter().for_each(|hook| hook(&stuck));
         };
         let mut reports = lock(&self.reports);
-        reports.waiting.push_back(Box::new(report));
+        if reports.waiting.len() < REPORTS {
+            reports.waiting.push_back(Box::new(report));
+        }
         if std::mem::replace(&mut reports.at_work, true) {
             return;
         }
@@ -251,7 +256,9 @@ impl Sysmon<'_> {
                 sched.global.push_front(queued);
             }
         }
-        if any || self.nobody_runs() && !self.cancelled {
+        // What is in the global queue by now came after the last thread had looked there.
+        any |= self.nobody_runs() && (!self.cancelled || !sched.global.is_empty());
+        if any {
             self.cancelled = true;
             sched.cancel_elsewhere();
         }
@@ -296,7 +303,7 @@ impl Seen {
     /// Is its M in one poll for long, or in one that has just begun and uses the CPU little?
     fn may_sleep(&self, now: u64) -> bool {
         let cpu = self.cpu.saturating_sub(self.since_cpu);
-        self.holder.is_some() && (self.stuck || cpu < now.saturating_sub(self.since) / 2)
+        self.stuck || cpu < now.saturating_sub(self.since) / 2
     }
 
     /// Is it time to take the P from this M?

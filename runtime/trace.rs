@@ -77,7 +77,8 @@ fn install() -> bool {
         let (mut old, mut new): (libc::sigaction, libc::sigaction) = (std::mem::zeroed(), std::mem::zeroed());
         libc::sigaction(libc::SIGURG, ptr::null(), &mut old);
         new.sa_sigaction = answer as extern "C" fn(c_int) as usize;
-        new.sa_flags = libc::SA_RESTART | libc::SA_ONSTACK;
+        // On the thread's own stack: std's alternate one is small for an unwinder.
+        new.sa_flags = libc::SA_RESTART;
         old.sa_sigaction == libc::SIG_DFL && libc::sigaction(libc::SIGURG, &new, ptr::null_mut()) == 0
     }
 }

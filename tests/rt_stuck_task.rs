@@ -149,7 +149,7 @@ fn calls_that_may_block_are_not_told_of() {
 #[test]
 fn panic_in_the_hook() {
     let _watchdog = watchdog(60);
-    for max_threads in [512, 1] {
+    for max_threads in [512, 2] {
         let (tx, told) = channel();
         let builder = Builder::new().workers(1).max_threads(max_threads).on_stuck_task(move |_| {
             tx.send(()).unwrap();

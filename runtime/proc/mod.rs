@@ -106,6 +106,8 @@ struct Threads {
     spare: Vec<(Arc<MShared>, Local)>,
     /// Sysmon runs.
     sysmon: bool,
+    /// A thread is on its way that drops what is left at the end.
+    cancelling: bool,
     /// Somebody was told that no thread can be had.
     refusal_told: bool,
     ended: bool,
@@ -419,8 +421,13 @@ impl Sched {
 
     /// An M that ends for a caller in the middle of a poll: that may hold a lock which one of the drops takes.
     pub(crate) fn cancel_elsewhere(&self) {
+        if std::mem::replace(&mut self.threads().cancelling, true) {
+            // It may be this one, in its start hook.
+            return;
+        }
         if self.start_m(Orders::Exit).is_err() {
             // No thread is to be had, and somebody may wait for what is dropped here.
+            self.threads().cancelling = false;
             self.cancel_all();
             self.shut_if_quiet(self.threads());
         }
@@ -599,8 +606,11 @@ impl M {
             }
         }
         Sched::hook(&m.sched.config.on_thread_start);
-        if orders == Orders::Block {
-            m.run_blocking();
+        match orders {
+            Orders::Block => m.run_blocking(),
+            // What is left from here on may be for another.
+            Orders::Exit => m.sched.threads().cancelling = false,
+            Orders::Run(_) => {}
         }
         m.schedule();
         let retired = m.end();

@@ -124,32 +124,40 @@ impl Sched {
 
     /// Finds a thread for closures. If none can be had, the next M that runs out of work runs them. False: none.
     pub(crate) fn wake_for_closures(&self) -> bool {
-        let found = self.find_thread();
+        let found = self.find_thread() || self.send_poller();
         if !found {
             self.blocking_refused.store(true, Ordering::Relaxed);
         }
         found
     }
 
-    /// A parked M for something that may block, or else a new one, or the poller.
+    /// A parked M for something that may block, or else a new one.
     fn find_thread(&self) -> bool {
-        if let Some(m) = self.idle.take_m() {
-            self.order(m, Orders::Block);
-        } else if self.start_m(Orders::Block).is_err() {
-            let found = self.idle.take_poller();
-            if found {
-                self.netpoll.netpoll_break();
-            }
-            return found;
+        match self.idle.take_m() {
+            Some(m) => self.order(m, Orders::Block),
+            None => return self.start_m(Orders::Block).is_ok(),
         }
         true
     }
 
+    /// The poller, where no other can be had.
+    fn send_poller(&self) -> bool {
+        let found = self.idle.take_poller();
+        if found {
+            self.netpoll.netpoll_break();
+        }
+        found
+    }
+
     /// Finds a thread for an errand; gives it back if none can be had.
     pub(crate) fn send(&self, errand: Errand) -> Result<(), Errand> {
+        let must = matches!(errand, Errand::Wake(_));
         self.errands().push_back(errand);
-        // Behind it are only those that have found a thread, which takes the oldest.
-        if self.find_thread() { Ok(()) } else { self.errands().pop_back().map_or(Ok(()), Err) }
+        if self.find_thread() || must && self.send_poller() {
+            return Ok(());
+        }
+        // Before it are only those that have found a thread, which takes the oldest.
+        self.errands().pop_back().map_or(Ok(()), Err)
     }
 
     fn errands(&self) -> MutexGuard<'_, VecDeque<Errand>> {
@@ -182,8 +190,8 @@ impl Sched {
     pub(crate) fn start_m(&self, orders: Orders) -> io::Result<()> {
         let sched = self.this.upgrade().expect("whoever calls this holds an Arc");
         let mut threads = self.threads();
-        // At the end one may come to drop what is left, but not behind the last one's back.
-        if self.stopping() && (orders != Orders::Exit || threads.alive == 0) {
+        // At the end one may come to drop what is left, or with an errand, but not behind the last one's back.
+        if self.stopping() && (matches!(orders, Orders::Run(_)) || threads.alive == 0) {
             return Err(io::Error::other("the runtime ends"));
         }
         let max = self.config.max_threads();
@@ -264,7 +272,13 @@ impl M {
     pub(super) fn follow(&self, orders: Orders) -> bool {
         match orders {
             Orders::Run(p) => self.take_p(p, true),
-            Orders::Block => self.run_blocking(),
+            Orders::Block => {
+                if self.sched.anything_waiting() {
+                    // Somebody may have left it to this M, which was on its way to rest.
+                    self.sched.wakep();
+                }
+                self.run_blocking();
+            }
             Orders::Exit => return false,
         }
         true
@@ -294,7 +308,7 @@ impl M {
     /// Goes on with a P if one is idle, without otherwise. Go's `exitsyscall`.
     fn retake_p(&self) {
         // Not at the end: nobody would look at this M's queue again.
-        if self.p.get().is_none() && !self.sched.stopping() {
+        if self.p.get().is_none() && !self.retires.get() && !self.sched.stopping() {
             if let Some(p) = self.sched.idle.acquire() {
                 self.take_p(p, false);
             }
