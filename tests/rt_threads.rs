@@ -412,3 +412,25 @@ fn burst_and_retirement_and_burst_and_shutdown() {
 fn is_running(handle: &Handle) -> bool {
     handle.status().is_ok()
 }
+
+/// A thread that retires runs its last hook. That may block in place, and does not come by a P, which nobody would get back.
+#[test]
+fn retiring_thread_whose_hook_blocks_in_place() {
+    let _watchdog = watchdog(60);
+    let (stopped_tx, stopped) = channel();
+    let hook = move || {
+        gopark::block_in_place(|| ());
+        let _ = stopped_tx.send(());
+    };
+    let rt = Builder::new().workers(1).retake(false).on_thread_stop(hook).build().unwrap();
+    let meet = Arc::new(Barrier::new(3));
+    let closures = (0..3).map(|_| {
+        let meet = meet.clone();
+        rt.spawn_blocking(move || meet.wait().is_leader())
+    });
+    block_on_all(&rt, closures.collect());
+    for _ in 0..3 {
+        stopped.recv().unwrap();
+    }
+    assert_eq!(rt.run(async { gopark::spawn(async { 9 }).await.unwrap() }), 9);
+}

@@ -291,13 +291,15 @@ impl M {
     /// Waits for orders. If there are more threads than Ps, one that gets none for long ends.
     fn wait_parked(&self) -> Idled {
         let (sched, parker) = (&*self.sched, &self.shared.parker);
-        if !sched.has_surplus() {
-            parker.park();
-        } else if !parker.park_timeout(KEEP) {
-            if sched.retire(self.shared.id) {
+        let mut ordered = false;
+        while !ordered && sched.has_more_threads_than_ps() {
+            ordered = parker.park_timeout(KEEP);
+            if !ordered && sched.retire(self.shared.id) {
                 self.retires.set(true);
                 return Idled::Exit;
             }
+        }
+        if !ordered {
             parker.park();
         }
         let orders = Orders::unpack(self.shared.orders.load(Ordering::Relaxed));

@@ -189,6 +189,8 @@ pub(crate) struct M {
     aside: Cell<u32>,
     /// It ends because it had nothing to do for long.
     retires: Cell<bool>,
+    /// It has nothing left to do but to call its stop hook.
+    ends: Cell<bool>,
     /// Tasks taken from the run-next slot in a row.
     streak: Cell<u32>,
     tick: Cell<u32>,
@@ -433,28 +435,26 @@ impl Sched {
         }
     }
 
-    /// An M that has had nothing to do for long: true if it is to end. Threads beyond the Ps do.
+    /// An M that has had nothing to do for long: true if it is to end. Threads beyond the Ps do; one that is aside does a
+    /// worker's work no more than one that is not there.
     fn retire(&self, m: MId) -> bool {
         let mut threads = self.threads();
-        let retires = self.is_surplus(&threads) && self.idle.leave(m, Role::Park);
+        let at_work = threads.alive.saturating_sub(threads.aside + threads.retiring);
+        let retires = at_work > self.procs as usize && self.idle.leave(m, Role::Park);
         threads.retiring += usize::from(retires);
         retires
     }
 
-    fn has_surplus(&self) -> bool {
-        self.is_surplus(&self.threads())
-    }
-
-    fn is_surplus(&self, threads: &Threads) -> bool {
-        // One that is aside does a worker's work no more than one that is not there.
-        threads.alive > self.procs as usize + threads.aside + threads.retiring
+    fn has_more_threads_than_ps(&self) -> bool {
+        self.threads().alive > self.procs as usize
     }
 
     /// The calling M is about to block in the middle of its work, and may wait for another's.
-    fn step_aside(&self) {
+    fn step_aside(&self, ends: bool) {
         self.threads().aside += 1;
-        // `stop` comes before its lock: so either that counts this M, or this one sees it here.
-        if self.stopping() {
+        // `stop` comes before its lock: so either that counts this M, or this one sees it here. One that ends has just done
+        // what it would ask another to do; and so would that one.
+        if self.stopping() && !ends {
             self.cancel_elsewhere();
         }
     }
@@ -590,6 +590,7 @@ impl M {
             spinning: Cell::new(false),
             aside: Cell::new(0),
             retires: Cell::new(false),
+            ends: Cell::new(false),
             streak: Cell::new(0),
             tick: Cell::new(0),
             check: find::Check::default(),
@@ -707,6 +708,7 @@ impl M {
         if !retires {
             sched.cancel_all();
         }
+        self.ends.set(true);
         Sched::hook(&sched.config.on_thread_stop);
         let mut threads = sched.threads();
         threads.retiring -= usize::from(retires);

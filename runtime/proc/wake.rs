@@ -308,7 +308,7 @@ impl M {
     /// Goes on with a P if one is idle, without otherwise. Go's `exitsyscall`.
     fn retake_p(&self) {
         // Not at the end: nobody would look at this M's queue again.
-        if self.p.get().is_none() && !self.retires.get() && !self.sched.stopping() {
+        if self.p.get().is_none() && !self.ends.get() && !self.sched.stopping() {
             if let Some(p) = self.sched.idle.acquire() {
                 self.take_p(p, false);
             }
@@ -319,7 +319,7 @@ impl M {
     fn step_aside(&self) {
         self.drop_p();
         if self.aside.get() == 0 {
-            self.sched.step_aside();
+            self.sched.step_aside(self.ends.get());
         }
         self.aside.set(self.aside.get() + 1);
     }
