@@ -28,7 +28,7 @@ use std::fmt;
 use std::io;
 use std::panic::Location;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use std::task::Waker;
 use std::thread;
@@ -89,6 +89,8 @@ pub(crate) struct Sched {
     pub(crate) config: Config,
     stopping: AtomicBool,
     threads: Mutex<Threads>,
+    /// `Threads::alive`, for a look without the lock. Changed under it.
+    alive: AtomicUsize,
     /// Signalled when the last thread is about to end.
     ended: Condvar,
 }
@@ -231,6 +233,7 @@ impl Sched {
             config,
             stopping: AtomicBool::new(false),
             threads: Mutex::default(),
+            alive: AtomicUsize::new(0),
             ended: Condvar::new(),
         }))
     }
@@ -446,7 +449,7 @@ impl Sched {
     }
 
     fn has_more_threads_than_ps(&self) -> bool {
-        self.threads().alive > self.procs as usize
+        self.alive.load(Ordering::Relaxed) > self.procs as usize
     }
 
     /// The calling M is about to block in the middle of its work, and may wait for another's.
@@ -719,6 +722,7 @@ impl M {
             threads = sched.threads();
         }
         threads.alive -= 1;
+        sched.alive.store(threads.alive, Ordering::Relaxed);
         let last = threads.alive == 0;
         let goes_on = !sched.stopping();
         sched.shut_if_quiet(threads);

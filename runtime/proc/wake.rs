@@ -176,14 +176,12 @@ impl Sched {
         }
     }
 
-    /// Takes a P from an M that is stuck, and hands it on. Go's `retake`. False: the M has moved on.
-    pub(crate) fn retake(&self, p: PId, from: &MShared) -> bool {
-        let took = self.ps[p as usize].hold.retake(from);
-        if took {
+    /// Takes a P from an M that is stuck, unless that has given it up meanwhile, and hands it on. Go's `retake`.
+    pub(crate) fn retake(&self, p: PId, from: &MShared) {
+        if self.ps[p as usize].hold.retake(from) {
             self.global.push_front(from.drain());
             self.hand_on(p);
         }
-        took
     }
 
     /// Starts a thread. Go's `newm`.
@@ -222,6 +220,7 @@ impl Sched {
             }
         }
         threads.alive += 1;
+        self.alive.store(threads.alive, Ordering::Relaxed);
         Ok(())
     }
 
@@ -300,8 +299,8 @@ impl M {
         self.sched.global.push_front(self.local.drain(&self.shared.remote));
         if self.let_go() {
             self.sched.hand_on(p);
-        } else if !self.sched.global.is_empty() || self.sched.netpoll.has_batons() {
-            self.sched.wakep();
+        } else {
+            self.lost_p();
         }
     }
 
