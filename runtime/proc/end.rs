@@ -1,0 +1,184 @@
+//! How threads end: one that has had nothing to do for long, and all of them with the runtime. Go has no counterpart, since
+//! a Go program ends with its process, and keeps its threads.
+
+use super::wake::Orders;
+use super::{M, Sched, Threads};
+use crate::runtime::idle::{MId, Role};
+use crate::runtime::task::TaskInfo;
+use crate::runtime::wake_list::WakeList;
+use std::sync::MutexGuard;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::{Duration, Instant};
+
+impl Sched {
+    /// Asks every thread to end. Tasks that are in a poll finish it. May be called twice.
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        for m in self.idle.stop() {
+            self.order(m, Orders::Exit);
+        }
+        self.netpoll.netpoll_break();
+        self.idle.wake_sysmon();
+        let nobody_left = {
+            let threads = self.threads();
+            threads.alive > 0 && threads.aside == threads.alive
+        };
+        if nobody_left {
+            self.cancel_elsewhere();
+        }
+    }
+
+    /// The calling M is about to block in the middle of its work, and may wait for another's.
+    pub(super) fn step_aside(&self, ends: bool) {
+        self.threads().aside += 1;
+        // `stop` comes before its lock: so either that counts this M, or this one sees it here. One that ends has just done
+        // what it would ask another to do; and so would that one.
+        if self.stopping() && !ends {
+            self.cancel_elsewhere();
+        }
+    }
+
+    /// An M that ends for a caller in the middle of a poll: that may hold a lock which one of the drops takes.
+    pub(crate) fn cancel_elsewhere(&self) {
+        if std::mem::replace(&mut self.threads().cancelling, true) {
+            // It may be this one, in its start hook.
+            return;
+        }
+        if self.start_m(Orders::Exit).is_err() {
+            // No thread is to be had, and somebody may wait for what is dropped here.
+            self.threads().cancelling = false;
+            self.cancel_all();
+            self.shut_if_quiet(self.threads());
+        }
+    }
+
+    /// The runtime ends: drops every task that no M is running. Each M does so when it ends, not only the last: an M may
+    /// be in a poll that waits for what is dropped here.
+    pub(super) fn cancel_all(&self) {
+        for g in self.owned.cancel_all() {
+            g.cancel();
+        }
+        self.cancel_queued();
+    }
+
+    /// Drops the tasks that are queued. False: there were none.
+    fn cancel_queued(&self) -> bool {
+        let mut queued = self.global.pop_batch(usize::MAX);
+        queued.append(&mut self.blocking.pop_batch(usize::MAX));
+        let any = !queued.is_empty();
+        while let Some(g) = queued.pop_front() {
+            g.cancel();
+        }
+        any
+    }
+
+    /// Wakes whoever waits for a socket or a timer, at the end: not while an M polls or drops futures, which may use
+    /// both, but once all that are left wait for something inside a poll, since nothing else can end the wait.
+    fn shut_if_quiet(&self, threads: MutexGuard<'_, Threads>) {
+        if threads.aside < threads.alive || !self.stopping() {
+            return;
+        }
+        drop(threads);
+        self.netpoll.shut();
+        let mut list = WakeList::default();
+        for p in &self.ps {
+            p.timers.timers.shut(&mut list);
+        }
+        list.deliver();
+    }
+
+    /// The last M waits for the tasks that others are about to queue.
+    fn clean_up(&self) {
+        self.cancel_all();
+        while !self.owned.is_empty() {
+            if !self.cancel_queued() {
+                thread::yield_now();
+            }
+        }
+    }
+
+    /// The tasks and closures that are under way.
+    pub(crate) fn running(&self) -> Vec<TaskInfo> {
+        self.owned.running()
+    }
+
+    /// For sysmon: a nap with a time limit, not a safety net. True: all threads have ended.
+    pub(crate) fn have_ended_within(&self, time: Duration) -> bool {
+        let waited = self.ended.wait_timeout_while(self.threads(), time, |threads| !threads.ended);
+        waited.expect("no panic under this lock").0.ended
+    }
+
+    /// After `stop`: waits until all threads are done, at most until `deadline`. Returns how many are not.
+    pub(crate) fn wait_ended(&self, deadline: Option<Instant>) -> usize {
+        let mut threads = self.threads();
+        if threads.handles.is_empty() && !threads.ended {
+            // Not even the first thread could be started: there is no last one to clean up.
+            threads.ended = true;
+            self.shut_if_quiet(threads);
+            self.clean_up();
+            return 0;
+        }
+        while !threads.ended || threads.sysmon {
+            let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
+            threads = match left {
+                Some(Duration::ZERO) => return if threads.ended { 1 } else { threads.alive },
+                Some(left) => self.ended.wait_timeout(threads, left).expect("no panic under this lock").0,
+                None => self.ended.wait(threads).expect("no panic under this lock"),
+            };
+        }
+        let handles = std::mem::take(&mut threads.handles);
+        drop(threads);
+        for handle in handles {
+            // They have nothing left to do; and no panic leaves an M.
+            let _ = handle.join();
+        }
+        0
+    }
+
+    /// An M that has had nothing to do for long: true if it is to end. Threads beyond the Ps do; one that is aside does a
+    /// worker's work no more than one that is not there.
+    pub(super) fn retire(&self, m: MId) -> bool {
+        let mut threads = self.threads();
+        let at_work = threads.alive.saturating_sub(threads.aside + threads.retiring);
+        let retires = at_work > self.procs as usize && self.idle.leave(m, Role::Park);
+        threads.retiring += usize::from(retires);
+        retires
+    }
+
+    pub(super) fn has_more_threads_than_ps(&self) -> bool {
+        self.alive.load(Ordering::Relaxed) > self.procs as usize
+    }
+}
+
+impl M {
+    /// The last thing a thread does. True: the runtime goes on without it.
+    pub(super) fn end(&self) -> bool {
+        let (sched, retires) = (&*self.sched, self.retires.get());
+        self.drop_p();
+        if !retires {
+            sched.cancel_all();
+        }
+        self.ends.set(true);
+        Sched::hook(&sched.config.on_thread_stop);
+        let mut threads = sched.threads();
+        threads.retiring -= usize::from(retires);
+        // `stop` comes before its lock: so either that counts this M no more, or this one sees it here.
+        if retires && sched.stopping() {
+            drop(threads);
+            sched.cancel_all();
+            threads = sched.threads();
+        }
+        threads.alive -= 1;
+        sched.alive.store(threads.alive, Ordering::Relaxed);
+        let last = threads.alive == 0;
+        let goes_on = !sched.stopping();
+        sched.shut_if_quiet(threads);
+        if last {
+            sched.clean_up();
+            sched.threads().ended = true;
+            sched.ended.notify_all();
+        }
+        goes_on
+    }
+}
