@@ -18,10 +18,10 @@ fn backtrace_of(_: i32) -> Option<String> {
     None
 }
 
-/// How often it looks while anything runs; while every P is busy; and while all have been stuck for `LONG_NS` and nothing
-/// waits for them. Go starts at 20 us and slows down to 10 ms.
+/// How often it looks while anything runs; while every P is busy, and one may be stuck; and while all have been stuck for
+/// `LONG_NS` and nothing waits for them. Go starts at 20 us and slows down to 10 ms.
 const TICK: Duration = Duration::from_millis(5);
-const BUSY_TICK: Duration = Duration::from_micros(1500);
+const CLOSE_TICK: Duration = Duration::from_micros(1500);
 const STUCK_TICK: Duration = Duration::from_millis(10);
 const LONG_NS: u64 = 100_000_000;
 /// After so many looks at an idle machine it sleeps until a P is busy.
@@ -118,8 +118,10 @@ impl Sysmon<'_> {
             TICK
         } else if self.seen.iter().all(long) {
             STUCK_TICK
+        } else if self.seen.iter().any(|seen| seen.may_sleep(self.last)) {
+            CLOSE_TICK
         } else {
-            BUSY_TICK
+            TICK
         }
     }
 
