@@ -282,10 +282,16 @@ impl Idle {
         std::mem::take(&mut lists.ms)
     }
 
-    /// Sysmon's deep sleep, until a P is busy. Returns at once if one is.
+    /// Sysmon's deep sleep, until a P is busy. Returns at once if one is, or if nobody polls.
     pub(crate) fn sleep_until_busy(&self) {
         let idle = self.procs * IDLE;
-        if self.word.compare_exchange(idle, idle | DEEP, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+        let sleeps = {
+            // The poller takes its leave under this lock; either it takes a P with it, or it `wake`s somebody, which does.
+            let lists = self.lists.lock();
+            let polled = lists.poller.is_some();
+            polled && self.word.compare_exchange(idle, idle | DEEP, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        };
+        if sleeps {
             self.sysmon.park();
         }
     }

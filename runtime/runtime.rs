@@ -131,7 +131,9 @@ impl fmt::Debug for Builder {
 /// A running machine: threads, queues, a netpoller.
 ///
 /// Dropping it shuts it down: polls that are under way and closures that have begun are waited for, then every task
-/// that is left is dropped. Dropped by one of its own tasks, it does the same without waiting.
+/// that is left is dropped. Dropped by one of its own tasks, it does the same without waiting. Whoever still waits for one
+/// of its sockets or timers gets [`RuntimeGone`](crate::net::RuntimeGone): at once, if everybody else is done or waits too,
+/// and where a poll keeps its thread otherwise, after a tenth of a second.
 #[derive(Debug)]
 pub struct Runtime {
     handle: Handle,
@@ -183,7 +185,8 @@ impl Runtime {
     ///
     /// # Errors
     /// [`StillRunning`], if a poll or a closure was still under way. It goes on, and the runtime ends when it does.
-    /// Called by one of the runtime's own tasks, it is that task: the error then comes at once.
+    /// Called by one of the runtime's own tasks, it is that task: the error then comes at once. The destructors of a thread's
+    /// own variables (`thread_local!`) are not waited for.
     pub fn shutdown_timeout(self, timeout: Duration) -> Result<(), StillRunning> {
         let sched = self.handle.sched.clone();
         sched.stop();

@@ -45,8 +45,7 @@ struct Sysmon<'a> {
     last: u64,
     /// When it knew last that somebody had polled the network.
     polled: u64,
-    /// At the end, the tasks have been dropped that no stuck thread keeps.
-    cancelled: bool,
+    end: End,
     reports: Arc<Mutex<Reports>>,
 }
 
@@ -56,6 +55,16 @@ struct Sysmon<'a> {
 struct Reports {
     waiting: VecDeque<Report>,
     at_work: bool,
+}
+
+/// What it remembers of the runtime's end.
+#[derive(Default)]
+struct End {
+    /// What was left, and since when no less was.
+    left: (usize, usize, usize),
+    still: u64,
+    /// When it had a thread drop what no M comes to drop.
+    cancelled: Option<u64>,
 }
 
 type Report = Box<dyn FnOnce() + Send>;
@@ -85,7 +94,7 @@ impl Sched {
         sys::prepare_fences();
         let (seen, now) = (vec![Seen::default(); self.ps().len()], self.now());
         let reports = Arc::default();
-        let mut sysmon = Sysmon { sched: self, seen, last: now, polled: now, cancelled: false, reports };
+        let mut sysmon = Sysmon { sched: self, seen, last: now, polled: now, end: End::default(), reports };
         let mut quiet = 0;
         while !self.have_ended_within(sysmon.nap()) {
             if quiet >= QUIET && !self.stopping() {
@@ -103,7 +112,7 @@ impl Sched {
                 sysmon.poll_network();
             }
             if self.stopping() {
-                sysmon.cancel_behind_stuck();
+                sysmon.help_to_end();
             } else {
                 sysmon.retake();
             }
@@ -144,6 +153,7 @@ impl Sysmon<'_> {
     /// Where a thread could not be had, one can now perhaps (trap S5).
     fn try_again(&mut self) {
         let sched = self.sched;
+        sched.refused.store(false, Ordering::Relaxed);
         if self.nobody_runs() && sched.idle.idle_ps() > 0 && (sched.work_waiting() || !sched.idle.has_poller()) {
             sched.wakep();
         }
@@ -204,7 +214,8 @@ impl Sysmon<'_> {
             }
             let m = sched.m(m.id());
             // It may have moved on.
-            let same_poll = || p.schedtick.load(Ordering::Relaxed) == seen.tick;
+            let same_poll =
+                || p.schedtick.load(Ordering::Relaxed) == seen.tick && p.holder().is_some_and(|now| now.id() == m.id());
             self.seen[n].told |= tells;
             if let Some(task) = m.to_be_told(same_poll).filter(|_| tells) {
                 let duration = Duration::from_nanos(self.last.saturating_sub(seen.since));
@@ -246,23 +257,31 @@ impl Sysmon<'_> {
         }
     }
 
-    /// At the end: a stuck thread may wait for what the drop of a task would do that lies in its own queue, or that no M
-    /// comes to drop.
-    fn cancel_behind_stuck(&mut self) {
-        let sched = self.sched;
-        let mut any = false;
+    /// At the end: threads that are stuck or aside may wait for what the drop of a task would do that lies in the queue of
+    /// such a thread, or that no M comes to drop; or for the network and the timers. Once nothing has moved for `LONG_NS`,
+    /// that is tried again.
+    fn help_to_end(&mut self) {
+        let (sched, now) = (self.sched, self.last);
+        let mut drained = false;
         for (p, seen) in sched.ps().iter().zip(&self.seen).filter(|(_, seen)| seen.stuck) {
             if let Some(m) = p.holder().filter(|m| Some(m.id()) == seen.holder) {
                 let queued = m.drain();
-                any |= !queued.is_empty();
+                drained |= !queued.is_empty();
                 sched.global.push_front(queued);
             }
         }
-        // What is in the global queue by now came after the last thread had looked there.
-        any |= self.nobody_runs() && (!self.cancelled || !sched.global.is_empty());
-        if any {
-            self.cancelled = true;
+        let (left, nobody_runs) = (sched.left(), self.nobody_runs());
+        let end = &mut self.end;
+        if left != end.left || !nobody_runs {
+            (end.left, end.still) = (left, now);
+        }
+        let long = |since: u64| now.saturating_sub(since) >= LONG_NS;
+        let to_cancel = drained || nobody_runs && sched.anything_to_cancel();
+        if to_cancel && end.cancelled.is_none_or(long) {
+            end.cancelled = Some(now);
             sched.cancel_elsewhere();
+        } else if left.1 >= left.0 || !to_cancel && long(end.still) {
+            sched.shut();
         }
     }
 }

@@ -10,7 +10,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::Output;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Barrier};
 use std::thread;
@@ -125,6 +125,40 @@ fn nested_calls_at_the_bound() {
         let (task, closure) = (rt.spawn(async move { nested() }), rt.spawn_blocking(nested));
         let other = rt.spawn(async { gopark::spawn(async { 6 }).await.unwrap() });
         assert_eq!(block_on_all(&rt, vec![task, closure, other]), [5, 5, 6]);
+    }
+}
+
+/// The only thread that may run polls the network, has long had nothing to do, and is then kept by a task that waits in
+/// `block_on`: whatever moment of sysmon's that is, the timer of that task still comes.
+#[test]
+fn block_on_at_the_bound_after_a_rest() {
+    let _watchdog = watchdog(60);
+    let rt = Builder::new().workers(1).max_threads(0).build().unwrap();
+    for rest in 48..60 {
+        // Sysmon is fast asleep by then, and begins to count when it is woken.
+        thread::sleep(Duration::from_millis(120));
+        rt.run(async {});
+        thread::sleep(Duration::from_millis(rest));
+        rt.run(async { gopark::block_on(sleep(Duration::from_millis(1))) });
+    }
+}
+
+/// At the bound, closures of which each spawns the next do not keep their thread from a task for ever.
+#[test]
+fn closures_without_end_and_a_task_at_the_bound() {
+    fn next(over: Arc<AtomicBool>) {
+        if !over.load(SeqCst) {
+            drop(gopark::spawn_blocking(|| next(over)));
+        }
+    }
+    let _watchdog = watchdog(60);
+    let rt = Builder::new().workers(1).max_threads(0).build().unwrap();
+    for _ in 0..20 {
+        let over = Arc::new(AtomicBool::new(false));
+        let there = over.clone();
+        rt.spawn_blocking(|| next(there));
+        rt.run(async {});
+        over.store(true, SeqCst);
     }
 }
 

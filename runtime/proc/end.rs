@@ -2,11 +2,10 @@
 //! a Go program ends with its process, and keeps its threads.
 
 use super::wake::Orders;
-use super::{M, Sched, Threads};
+use super::{M, Sched};
 use crate::runtime::idle::{MId, Role};
 use crate::runtime::task::TaskInfo;
 use crate::runtime::wake_list::WakeList;
-use std::sync::MutexGuard;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,42 +19,21 @@ impl Sched {
         }
         self.netpoll.netpoll_break();
         self.idle.wake_sysmon();
-        let nobody_left = {
-            let threads = self.threads();
-            threads.alive > 0 && threads.aside == threads.alive
-        };
-        if nobody_left {
-            self.cancel_elsewhere();
-        }
     }
 
-    /// The calling M is about to block in the middle of its work, and may wait for another's.
-    pub(super) fn step_aside(&self, ends: bool) {
-        self.threads().aside += 1;
-        // `stop` comes before its lock: so either that counts this M, or this one sees it here. One that ends has just done
-        // what it would ask another to do; and so would that one.
-        if self.stopping() && !ends {
-            self.cancel_elsewhere();
-        }
-    }
-
-    /// An M that ends for a caller in the middle of a poll: that may hold a lock which one of the drops takes.
+    /// For sysmon, at the end: has a thread drop what no M comes to drop. Not the caller of `stop`, nor an M in the middle
+    /// of a poll: those may hold a lock which one of the drops takes.
     pub(crate) fn cancel_elsewhere(&self) {
-        if std::mem::replace(&mut self.threads().cancelling, true) {
-            // It may be this one, in its start hook.
-            return;
-        }
         if self.start_m(Orders::Exit).is_err() {
-            // No thread is to be had, and somebody may wait for what is dropped here.
-            self.threads().cancelling = false;
+            // What is dropped here may wait for the network, and nobody else could end that.
+            self.shut();
             self.cancel_all();
-            self.shut_if_quiet(self.threads());
         }
     }
 
     /// The runtime ends: drops every task that no M is running. Each M does so when it ends, not only the last: an M may
     /// be in a poll that waits for what is dropped here.
-    pub(super) fn cancel_all(&self) {
+    fn cancel_all(&self) {
         for g in self.owned.cancel_all() {
             g.cancel();
         }
@@ -73,13 +51,20 @@ impl Sched {
         any
     }
 
+    /// Is there anything that `cancel_all` would drop?
+    pub(crate) fn anything_to_cancel(&self) -> bool {
+        !self.owned.is_cancelled() || !self.global.is_empty() || !self.blocking.is_empty()
+    }
+
+    /// What changes while the end comes nearer: the threads, those of them that are aside, and the tasks.
+    pub(crate) fn left(&self) -> (usize, usize, usize) {
+        let threads = self.threads();
+        (threads.alive, threads.aside, self.owned.len())
+    }
+
     /// Wakes whoever waits for a socket or a timer, at the end: not while an M polls or drops futures, which may use
     /// both, but once all that are left wait for something inside a poll, since nothing else can end the wait.
-    fn shut_if_quiet(&self, threads: MutexGuard<'_, Threads>) {
-        if threads.aside < threads.alive || !self.stopping() {
-            return;
-        }
-        drop(threads);
+    pub(crate) fn shut(&self) {
         self.netpoll.shut();
         let mut list = WakeList::default();
         for p in &self.ps {
@@ -88,12 +73,18 @@ impl Sched {
         list.deliver();
     }
 
-    /// The last M waits for the tasks that others are about to queue.
+    /// The last M waits for the tasks that others are about to queue, or drop.
     fn clean_up(&self) {
         self.cancel_all();
+        let mut turn = 0;
         while !self.owned.is_empty() {
-            if !self.cancel_queued() {
+            turn += 1;
+            if self.cancel_queued() {
+                turn = 0;
+            } else if turn < 1000 {
                 thread::yield_now();
+            } else {
+                thread::sleep(Duration::from_millis(1));
             }
         }
     }
@@ -115,7 +106,8 @@ impl Sched {
         if threads.handles.is_empty() && !threads.ended {
             // Not even the first thread could be started: there is no last one to clean up.
             threads.ended = true;
-            self.shut_if_quiet(threads);
+            drop(threads);
+            self.shut();
             self.clean_up();
             return 0;
         }
@@ -129,9 +121,12 @@ impl Sched {
         }
         let handles = std::mem::take(&mut threads.handles);
         drop(threads);
-        for handle in handles {
-            // They have nothing left to do; and no panic leaves an M.
-            let _ = handle.join();
+        // The destructors of a thread's own variables may be at work still. They are not the runtime's, and take their time.
+        if deadline.is_none() {
+            for handle in handles {
+                // No panic leaves an M.
+                let _ = handle.join();
+            }
         }
         0
     }
@@ -173,7 +168,11 @@ impl M {
         sched.alive.store(threads.alive, Ordering::Relaxed);
         let last = threads.alive == 0;
         let goes_on = !sched.stopping();
-        sched.shut_if_quiet(threads);
+        let quiet = threads.aside >= threads.alive;
+        drop(threads);
+        if quiet && !goes_on {
+            sched.shut();
+        }
         if last {
             sched.clean_up();
             sched.threads().ended = true;

@@ -92,6 +92,8 @@ pub(crate) struct Sched {
     threads: Mutex<Threads>,
     /// `Threads::alive`, for a look without the lock. Changed under it.
     alive: AtomicUsize,
+    /// A thread could not be had for a P: sysmon has the next one tried.
+    pub(crate) refused: AtomicBool,
     /// Signalled when the last thread is about to end.
     ended: Condvar,
 }
@@ -109,8 +111,6 @@ struct Threads {
     spare: Vec<(Arc<MShared>, Local)>,
     /// Sysmon runs.
     sysmon: bool,
-    /// A thread is on its way that drops what is left at the end.
-    cancelling: bool,
     /// Somebody was told that no thread can be had.
     refusal_told: bool,
     ended: bool,
@@ -235,6 +235,7 @@ impl Sched {
             stopping: AtomicBool::new(false),
             threads: Mutex::default(),
             alive: AtomicUsize::new(0),
+            refused: AtomicBool::new(false),
             ended: Condvar::new(),
         }))
     }
@@ -475,9 +476,7 @@ impl M {
         Sched::hook(&m.sched.config.on_thread_start);
         match orders {
             Orders::Block => m.run_blocking(),
-            // What is left from here on may be for another.
-            Orders::Exit => m.sched.threads().cancelling = false,
-            Orders::Run(_) => {}
+            Orders::Run(_) | Orders::Exit => {}
         }
         m.schedule();
         let retired = m.end();

@@ -60,17 +60,26 @@ impl Sched {
             Wakeup::Unpark(m, p) => self.order(m, Orders::Run(p)),
             Wakeup::Break => self.netpoll.netpoll_break(),
             Wakeup::Start(p) => {
-                let Err(error) = self.start_m(Orders::Run(p)) else { return };
-                // A refusal (EAGAIN) leaves the P idle and the work where it is: the Ms there are come to it, each later
+                // Not once more for each wake.
+                let refused = self.refused.load(Ordering::Relaxed);
+                let started = if refused { Err(None) } else { self.start_m(Orders::Run(p)).map_err(Some) };
+                let Err(error) = started else { return };
+                self.refused.store(true, Ordering::Relaxed);
+                // A refusal (EAGAIN) leaves the P idle and the work where it is: the Ms there are come to it, a later
                 // wake tries again, and so does sysmon if nobody runs (trap S5).
                 if self.idle.unstart(p) && self.anything_waiting() {
                     self.wakep();
                 }
-                if self.work_waiting() {
+                if let Some(error) = error.filter(|_| self.work_waiting()) {
                     self.tell_refusal(&error);
                 }
             }
         }
+    }
+
+    /// Do tasks wait, although a P is idle, since no thread can be had?
+    fn tasks_want_a_thread(&self) -> bool {
+        self.refused.load(Ordering::Relaxed) && self.idle.idle_ps() > 0 && self.work_waiting()
     }
 
     /// Says once that tasks wait because no thread can be had.
@@ -212,16 +221,20 @@ impl Sched {
                 M::main(sched, shared, local, orders);
             }
         };
+        // Before it runs, and lets others rest: one that rests looks at this.
+        self.alive.store(threads.alive + 1, Ordering::Relaxed);
         match builder.spawn(main) {
-            Ok(handle) => threads.handles.push(handle),
+            Ok(handle) => {
+                threads.handles.push(handle);
+                threads.alive += 1;
+                Ok(())
+            }
             Err(error) => {
+                self.alive.store(threads.alive, Ordering::Relaxed);
                 threads.spare.extend(take(&slot));
-                return Err(error);
+                Err(error)
             }
         }
-        threads.alive += 1;
-        self.alive.store(threads.alive, Ordering::Relaxed);
-        Ok(())
     }
 
     /// The parts of an M that outlive its thread.
@@ -318,7 +331,7 @@ impl M {
     fn step_aside(&self) {
         self.drop_p();
         if self.aside.get() == 0 {
-            self.sched.step_aside(self.ends.get());
+            self.sched.threads().aside += 1;
         }
         self.aside.set(self.aside.get() + 1);
     }
@@ -332,7 +345,7 @@ impl M {
         }
     }
 
-    /// Runs errands, and closures until none waits or as many threads as may do so already.
+    /// Runs errands, and closures until none waits, or as many threads as may do so already, or tasks wait for a thread.
     pub(super) fn run_blocking(&self) {
         let sched = &*self.sched;
         self.step_aside();
@@ -341,12 +354,18 @@ impl M {
             let Some(errand) = errand else { break };
             errand.run();
         }
-        while sched.closures_wait() && !sched.stopping() && sched.places.take() {
-            while !sched.stopping() {
+        let mut wanted = false;
+        while !wanted && sched.closures_wait() && !sched.stopping() && sched.places.take() {
+            while !wanted && !sched.stopping() {
                 let Some(g) = sched.blocking.pop() else { break };
                 let Ran::Done = g.run() else { unreachable!("a closure is ready when it returns") };
+                wanted = sched.tasks_want_a_thread();
             }
             sched.places.give_back();
+        }
+        if wanted {
+            // It leaves closures behind, perhaps.
+            sched.blocking_refused.store(true, Ordering::Relaxed);
         }
         self.step_back();
     }

@@ -120,6 +120,11 @@ impl OwnedTasks {
         self.shards.iter().flat_map(|shard| std::iter::from_fn(|| shard.0.lock().cancel_next()))
     }
 
+    /// Has `cancel_all` come to all of them?
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.shards.iter().map(|shard| shard.0.lock()).all(|list| list.closed && list.cursor.is_none())
+    }
+
     /// Counts shard by shard: exact only when nothing is spawned or completes meanwhile.
     pub(crate) fn len(&self) -> usize {
         self.shards.iter().map(|shard| shard.0.lock().len).sum()

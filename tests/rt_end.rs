@@ -1,0 +1,164 @@
+//! Ends of a runtime whose threads are in the middle of something: aside, stuck, in a hook, in a drop, at their bound.
+
+mod support;
+
+use futures::task::Spawn;
+use gopark::{Builder, Runtime};
+use std::cell::RefCell;
+use std::future::pending;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+use support::{Gate, watchdog};
+
+struct OnDrop<F: FnMut()>(F);
+
+impl<F: FnMut()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
+/// Starts tasks that wait for ever, and do this when they are dropped.
+fn waiting_tasks(rt: &Runtime, count: usize, on_drop: impl Fn() + Clone + Send + 'static) {
+    let (begun_tx, begun) = channel();
+    for _ in 0..count {
+        let (on_drop, begun) = (OnDrop(on_drop.clone()), begun_tx.clone());
+        drop(rt.spawn(async move {
+            let _on_drop = on_drop;
+            begun.send(()).unwrap();
+            pending::<()>().await;
+        }));
+    }
+    begun.iter().take(count).for_each(drop);
+}
+
+/// Waits in the network for what never comes, until the runtime says that it is gone.
+fn wait_in_network(begun: &Sender<()>) {
+    gopark::block_on(async {
+        let listener = gopark::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        begun.send(()).unwrap();
+        listener.accept().await.unwrap_err();
+    });
+}
+
+/// A task holds a lock while it blocks in place; the drop of another takes the same lock. No thread more is to be had.
+#[test]
+fn block_in_place_at_the_bound_under_a_lock_that_a_drop_takes() {
+    let _watchdog = watchdog(20);
+    let rt = Builder::new().workers(1).max_threads(0).build().unwrap();
+    let lock = Arc::new(Mutex::new(()));
+    let (locks, handle) = (lock.clone(), rt.handle().clone());
+    waiting_tasks(&rt, 1, move || drop(locks.lock().unwrap()));
+    let (begun_tx, begun) = channel();
+    drop(rt.spawn(async move {
+        let _held = lock.lock().unwrap();
+        begun_tx.send(()).unwrap();
+        while handle.status().is_ok() {
+            thread::yield_now();
+        }
+        gopark::block_in_place(|| ());
+    }));
+    begun.recv().unwrap();
+    drop(rt);
+}
+
+/// Drops that block in place, one after the other: they are not nested, and do not start a thread each.
+#[test]
+fn many_drops_that_block_in_place() {
+    let _watchdog = watchdog(60);
+    for (max_threads, tasks) in [(0, 20_000), (512, 2000)] {
+        let threads = Arc::new(AtomicUsize::new(0));
+        let count = threads.clone();
+        let hook = move || _ = count.fetch_add(1, SeqCst);
+        let rt = Builder::new().workers(1).max_threads(max_threads).on_thread_start(hook).build().unwrap();
+        waiting_tasks(&rt, tasks, || gopark::block_in_place(|| ()));
+        drop(rt);
+        assert!(threads.load(SeqCst) <= 100, "{} threads", threads.load(SeqCst));
+    }
+}
+
+/// A drop that blocks holds up whoever drops the runtime, but not beyond the time he has set. At the bound, with the one
+/// thread in a closure, nobody has a thread for the drop.
+#[test]
+fn shutdown_timeout_and_a_drop_that_blocks() {
+    let _watchdog = watchdog(30);
+    for max_threads in [0, 512] {
+        let rt = Builder::new().workers(1).max_threads(max_threads).build().unwrap();
+        let gate = Arc::new(Gate::default());
+        let (in_drop, in_closure) = (gate.clone(), gate.clone());
+        waiting_tasks(&rt, 1, move || in_drop.wait());
+        let (begun_tx, begun) = channel();
+        let closure = rt.spawn_blocking(move || {
+            begun_tx.send(()).unwrap();
+            in_closure.wait();
+        });
+        begun.recv().unwrap();
+        // With the drop in the way it would not come back before the gate is open.
+        assert!(rt.shutdown_timeout(Duration::from_millis(100)).unwrap_err().threads() > 0);
+        gate.open();
+        futures::executor::block_on(closure).unwrap();
+    }
+}
+
+/// The destructors of a thread's own variables are not the runtime's: who waits for its end only so long does not wait
+/// longer for them.
+#[test]
+fn shutdown_timeout_and_a_thread_local_that_is_slow_to_drop() {
+    type Slow = OnDrop<Box<dyn FnMut()>>;
+    thread_local!(static SLOW: RefCell<Option<Slow>> = const { RefCell::new(None) });
+    let _watchdog = watchdog(30);
+    let gate = Arc::new(Gate::default());
+    let slow = gate.clone();
+    let hook = move || {
+        let gate = slow.clone();
+        SLOW.set(Some(OnDrop(Box::new(move || gate.wait()))));
+    };
+    let rt = Builder::new().workers(1).on_thread_start(hook).build().unwrap();
+    rt.run(async {});
+    rt.shutdown_timeout(Duration::from_secs(20)).unwrap();
+    gate.open();
+}
+
+/// A stop hook that blocks in place waits for a task that waits for the network.
+#[test]
+fn stop_hook_that_waits_for_a_task_in_the_network() {
+    let _watchdog = watchdog(20);
+    for workers in [1, 2] {
+        let (tx, rx): (_, Receiver<()>) = channel();
+        let rx = Mutex::new(rx);
+        let hook = move || gopark::block_in_place(|| _ = rx.lock().unwrap().recv());
+        let rt = Builder::new().workers(workers).on_thread_stop(hook).build().unwrap();
+        let (begun_tx, begun) = channel();
+        drop(rt.spawn(async move {
+            let _tx = tx;
+            wait_in_network(&begun_tx);
+        }));
+        begun.recv().unwrap();
+        drop(rt);
+    }
+}
+
+/// A poll that blocks, as nobody asked it not to, waits for another that waits for the network.
+#[test]
+fn stuck_poll_that_waits_for_a_task_in_the_network() {
+    let _watchdog = watchdog(30);
+    for workers in [1, 2, 3] {
+        let rt = Builder::new().workers(workers).build().unwrap();
+        let (tx, rx) = channel::<()>();
+        let (begun_tx, begun) = channel();
+        let begun_there = begun_tx.clone();
+        drop(rt.spawn(async move {
+            let _tx = tx;
+            wait_in_network(&begun_there);
+        }));
+        drop(rt.spawn(async move {
+            begun_tx.send(()).unwrap();
+            rx.recv().unwrap_err();
+        }));
+        begun.iter().take(2).for_each(drop);
+        drop(rt);
+    }
+}
