@@ -3,12 +3,13 @@
 use super::idle::{MId, PId};
 use super::proc::{Errand, MShared, P, Sched};
 use super::stuck::StuckTask;
+use super::sync::Mutex;
 use super::sys;
 use super::task::quietly;
 use super::wake_list::WakeList;
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 #[cfg(feature = "backtrace")]
@@ -46,16 +47,12 @@ struct Sysmon<'a> {
     /// When it knew last that somebody had polled the network.
     polled: u64,
     end: End,
-    reports: Arc<Mutex<Reports>>,
+    reports: Arc<Reports>,
 }
 
 /// Calls of `on_stuck_task`, which one thread makes, one after the other: the hook may want a lock that a stuck task
-/// holds.
-#[derive(Default)]
-struct Reports {
-    waiting: VecDeque<Report>,
-    at_work: bool,
-}
+/// holds. `None`: that thread is done.
+type Reports = Mutex<Option<VecDeque<Errand>>>;
 
 /// What it remembers of the runtime's end.
 #[derive(Default)]
@@ -66,8 +63,6 @@ struct End {
     /// When it had a thread drop what no M comes to drop.
     cancelled: Option<u64>,
 }
-
-type Report = Box<dyn FnOnce() + Send>;
 
 /// What it saw of a P.
 #[derive(Clone, Copy, Default)]
@@ -184,9 +179,9 @@ impl Sysmon<'_> {
         }
         if !list.has_foreign() {
             list.wake_foreign();
-        } else if let Err(errand) = sched.send(Errand::Wake(list)) {
+        } else if let Err(errand) = sched.send(Box::new(move || list.wake_foreign()), true) {
             // Or nobody would.
-            errand.run();
+            errand();
         }
     }
 
@@ -198,7 +193,7 @@ impl Sysmon<'_> {
         let sched = self.sched;
         for n in 0..self.seen.len() {
             let (seen, p) = (self.seen[n], &sched.ps()[n]);
-            let Some(m) = p.holder().filter(|m| Some(m.id()) == seen.holder) else { continue };
+            let Some(m) = p.holder().filter(|m| Some(m.id) == seen.holder) else { continue };
             let all_busy = sched.idle.idle_ps() == 0;
             let waits = seen.may_sleep(self.last) && p.has_work() || seen.stuck && !sched.idle.has_poller();
             if !all_busy && waits {
@@ -212,10 +207,10 @@ impl Sysmon<'_> {
             if !(takes || tells) || !seen.took_long(m, self.last) {
                 continue;
             }
-            let m = sched.m(m.id());
+            let m = sched.m(m.id);
             // It may have moved on.
             let same_poll =
-                || p.schedtick.load(Ordering::Relaxed) == seen.tick && p.holder().is_some_and(|now| now.id() == m.id());
+                || p.schedtick.load(Ordering::Relaxed) == seen.tick && p.holder().is_some_and(|now| now.id == m.id);
             self.seen[n].told |= tells;
             if let Some(task) = m.to_be_told(same_poll).filter(|_| tells) {
                 let duration = Duration::from_nanos(self.last.saturating_sub(seen.since));
@@ -236,24 +231,29 @@ impl Sysmon<'_> {
             stuck.backtrace = backtrace_of(m.thread()).filter(|_| m.running() == Some(stuck.task));
             sched.config.on_stuck_task.iter().for_each(|hook| hook(&stuck));
         };
-        let mut reports = lock(&self.reports);
-        if reports.waiting.len() < REPORTS {
-            reports.waiting.push_back(Box::new(report));
-        }
-        if std::mem::replace(&mut reports.at_work, true) {
-            return;
+        let mut reports = self.reports.lock();
+        let at_work = reports.is_some();
+        let waiting = reports.get_or_insert_default();
+        if waiting.len() < REPORTS {
+            waiting.push_back(Box::new(report));
         }
         drop(reports);
+        if at_work {
+            return;
+        }
         let there = self.reports.clone();
-        let work = move || {
-            // Not under the lock.
-            let next = || lock(&there).next();
-            while let Some(report) = next() {
-                quietly(report);
+        let next = move || {
+            let mut reports = there.lock();
+            let report = reports.as_mut().and_then(VecDeque::pop_front);
+            if report.is_none() {
+                *reports = None;
             }
+            report
         };
-        if self.sched.send(Errand::Tell(Box::new(work))).is_err() {
-            *lock(&self.reports) = Reports::default();
+        let work = move || std::iter::from_fn(&next).for_each(quietly);
+        if self.sched.send(Box::new(work), false).is_err() {
+            let dropped = self.reports.lock().take();
+            drop(dropped);
         }
     }
 
@@ -264,8 +264,8 @@ impl Sysmon<'_> {
         let (sched, now) = (self.sched, self.last);
         let mut drained = false;
         for (p, seen) in sched.ps().iter().zip(&self.seen).filter(|(_, seen)| seen.stuck) {
-            if let Some(m) = p.holder().filter(|m| Some(m.id()) == seen.holder) {
-                let queued = m.drain();
+            if let Some(m) = p.holder().filter(|m| Some(m.id) == seen.holder) {
+                let queued = m.remote.drain();
                 drained |= !queued.is_empty();
                 sched.global.push_front(queued);
             }
@@ -286,18 +286,6 @@ impl Sysmon<'_> {
     }
 }
 
-impl Reports {
-    fn next(&mut self) -> Option<Report> {
-        let report = self.waiting.pop_front();
-        self.at_work = report.is_some();
-        report
-    }
-}
-
-fn lock(reports: &Mutex<Reports>) -> MutexGuard<'_, Reports> {
-    reports.lock().expect("no panic under this lock")
-}
-
 impl Seen {
     /// Looks at a P, and asks its M to look around.
     fn look(&mut self, p: &P, last: u64, now: u64) {
@@ -307,7 +295,7 @@ impl Seen {
         };
         p.attention.store(true, Ordering::Relaxed);
         let before = *self;
-        *self = Seen { tick: p.schedtick.load(Ordering::Relaxed), holder: Some(m.id()), cpu: m.cpu_ns(), ..before };
+        *self = Seen { tick: p.schedtick.load(Ordering::Relaxed), holder: Some(m.id), cpu: m.cpu_ns(), ..before };
         let cpu_before = if self.holder == before.holder { before.cpu } else { self.cpu };
         let middle = last.midpoint(now).max(now.saturating_sub(LATE_NS / 2));
         self.stuck = (self.tick, self.holder) == (before.tick, before.holder);

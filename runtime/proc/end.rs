@@ -58,8 +58,7 @@ impl Sched {
 
     /// What changes while the end comes nearer: the threads, those of them that are aside, and the tasks.
     pub(crate) fn left(&self) -> (usize, usize, usize) {
-        let threads = self.threads();
-        (threads.alive, threads.aside, self.owned.len())
+        (self.alive.load(Ordering::Relaxed), self.threads.lock().aside, self.owned.len())
     }
 
     /// Wakes whoever waits for a socket or a timer, at the end: not while an M polls or drops futures, which may use
@@ -96,13 +95,13 @@ impl Sched {
 
     /// For sysmon: a nap with a time limit, not a safety net. True: all threads have ended.
     pub(crate) fn have_ended_within(&self, time: Duration) -> bool {
-        let waited = self.ended.wait_timeout_while(self.threads(), time, |threads| !threads.ended);
+        let waited = self.ended.wait_timeout_while(self.threads.lock(), time, |threads| !threads.ended);
         waited.expect("no panic under this lock").0.ended
     }
 
     /// After `stop`: waits until all threads are done, at most until `deadline`. Returns how many are not.
     pub(crate) fn wait_ended(&self, deadline: Option<Instant>) -> usize {
-        let mut threads = self.threads();
+        let mut threads = self.threads.lock();
         if threads.handles.is_empty() && !threads.ended {
             // Not even the first thread could be started: there is no last one to clean up.
             threads.ended = true;
@@ -114,7 +113,7 @@ impl Sched {
         while !threads.ended || threads.sysmon {
             let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
             threads = match left {
-                Some(Duration::ZERO) => return if threads.ended { 1 } else { threads.alive },
+                Some(Duration::ZERO) => return if threads.ended { 1 } else { self.alive.load(Ordering::Relaxed) },
                 Some(left) => self.ended.wait_timeout(threads, left).expect("no panic under this lock").0,
                 None => self.ended.wait(threads).expect("no panic under this lock"),
             };
@@ -134,8 +133,8 @@ impl Sched {
     /// An M that has had nothing to do for long: true if it is to end. Threads beyond the Ps do; one that is aside does a
     /// worker's work no more than one that is not there.
     pub(super) fn retire(&self, m: MId) -> bool {
-        let mut threads = self.threads();
-        let at_work = threads.alive.saturating_sub(threads.aside + threads.retiring);
+        let mut threads = self.threads.lock();
+        let at_work = self.alive.load(Ordering::Relaxed).saturating_sub(threads.aside + threads.retiring);
         let retires = at_work > self.procs as usize && self.idle.leave(m, Role::Park);
         threads.retiring += usize::from(retires);
         retires
@@ -156,26 +155,24 @@ impl M {
         }
         self.ends.set(true);
         Sched::hook(&sched.config.on_thread_stop);
-        let mut threads = sched.threads();
+        let mut threads = sched.threads.lock();
         threads.retiring -= usize::from(retires);
         // `stop` comes before its lock: so either that counts this M no more, or this one sees it here.
         if retires && sched.stopping() {
             drop(threads);
             sched.cancel_all();
-            threads = sched.threads();
+            threads = sched.threads.lock();
         }
-        threads.alive -= 1;
-        sched.alive.store(threads.alive, Ordering::Relaxed);
-        let last = threads.alive == 0;
+        let alive = sched.alive.fetch_sub(1, Ordering::Relaxed) - 1;
         let goes_on = !sched.stopping();
-        let quiet = threads.aside >= threads.alive;
+        let quiet = threads.aside >= alive;
         drop(threads);
         if quiet && !goes_on {
             sched.shut();
         }
-        if last {
+        if alive == 0 {
             sched.clean_up();
-            sched.threads().ended = true;
+            sched.threads.lock().ended = true;
             sched.ended.notify_all();
         }
         goes_on

@@ -1,6 +1,6 @@
 //! How an M finds its next task: Go's `findRunnable`, cut into the steps it is made of.
 
-use super::{M, Orders, Sched};
+use super::{M, Sched};
 use crate::runtime::idle::{Back, PId, Role};
 use crate::runtime::netpoll::Wait;
 use crate::runtime::task::G;
@@ -85,22 +85,14 @@ impl M {
             if self.sched.stopping() {
                 return None;
             }
-            if self.p.get().is_none() {
-                if self.sched.closures_wait() && self.sched.idle.idle_ps() == 0 {
-                    // No thread could be started for it.
-                    self.run_blocking();
-                } else if !self.rest_without_p() {
-                    return None;
+            if self.p.get().is_some() {
+                let g = self.check_around().or_else(|| self.next_local()).or_else(|| self.next_beyond());
+                if g.is_some() {
+                    return g;
                 }
-                continue;
-            }
-            let g = self.check_around().or_else(|| self.next_local()).or_else(|| self.next_beyond());
-            if g.is_some() {
-                return g;
             }
             // A foreign waker that blocked may have cost it its P, or changed it.
-            let Some(p) = self.p.get() else { continue };
-            match self.go_idle(p) {
+            match self.p.get().map_or_else(|| self.rest_without_p(), |p| self.go_idle(p)) {
                 Idled::Found(g) => return Some(g),
                 Idled::Again => {}
                 Idled::Exit => return None,
@@ -229,13 +221,9 @@ impl M {
             for i in 0..ps.len() {
                 let p = &ps[(start + i) % ps.len()];
                 let Some(remote) = p.remote().filter(|r| !std::ptr::eq(*r, &self.shared.remote)) else { continue };
-                if let Some(g) = self.local.steal(remote) {
-                    return Some(g);
-                }
-                if round == 3 {
-                    if let Some(g) = remote.take_next() {
-                        return Some(g);
-                    }
+                let g = self.local.steal(remote).or_else(|| if round == 3 { remote.take_next() } else { None });
+                if g.is_some() {
+                    return g;
                 }
             }
         }
@@ -251,21 +239,16 @@ impl M {
             return Idled::Again;
         }
         self.check.end(self.tick.get(), || sched.now());
-        let spinning = self.spinning.take();
         if !self.let_go() {
-            if spinning {
-                self.spinning.set(true);
-            }
             self.lost_p();
             return Idled::Again;
         }
-        let role = sched.idle.release(self.shared.id, p, spinning);
+        let role = sched.idle.release(self.shared.id, p, self.spinning.take());
         if role == Role::Exit {
             return Idled::Exit;
         }
         let mut when = if role == Role::Poll { sched.asleep() } else { NEVER };
-        let looked = sched.anything_waiting() || sched.closures_wait();
-        if looked || sched.stopping() {
+        if sched.anything_waiting() || sched.closures_wait() || sched.stopping() {
             if role == Role::Poll {
                 // While it has the place still.
                 sched.netpoll.until.awake();
@@ -302,7 +285,7 @@ impl M {
         if !ordered {
             parker.park();
         }
-        let orders = Orders::unpack(self.shared.orders.load(Ordering::Relaxed));
+        let orders = *self.shared.orders.lock();
         if self.follow(orders) { Idled::Again } else { Idled::Exit }
     }
 
@@ -342,35 +325,29 @@ impl M {
         self.take_first(list, Lane::Back).map_or(Idled::Again, Idled::Found)
     }
 
-    /// Rests until somebody has a use for it; an idle P is use enough. False: the runtime ends.
-    fn rest_without_p(&self) -> bool {
+    /// Rests until somebody has a use for it; an idle P is use enough.
+    fn rest_without_p(&self) -> Idled {
         let (sched, m) = (&*self.sched, self.shared.id);
+        if sched.closures_wait() && sched.idle.idle_ps() == 0 {
+            // No thread could be started for it.
+            self.run_blocking();
+            return Idled::Again;
+        }
         let role = match sched.idle.rest(m) {
             Ok(p) => {
                 self.take_p(p, false);
-                return true;
+                return Idled::Again;
             }
             Err(role) => role,
         };
-        if role == Role::Exit {
-            return false;
-        }
         if sched.closures_wait() && sched.idle.leave(m, role) {
             // Queued meanwhile, and no thread could be started for it.
-            return true;
+            return Idled::Again;
         }
-        let idled = if role == Role::Poll { self.wait_in_network_without_p() } else { self.wait_parked() };
-        !matches!(idled, Idled::Exit)
-    }
-
-    /// The poller's place, taken by an M that has lost its P.
-    fn wait_in_network_without_p(&self) -> Idled {
-        match self.wait_in_network(self.sched.asleep()) {
-            Idled::Found(g) => {
-                self.requeue(g);
-                Idled::Again
-            }
-            other => other,
+        match role {
+            Role::Poll => self.wait_in_network(sched.asleep()),
+            Role::Park => self.wait_parked(),
+            Role::Exit => Idled::Exit,
         }
     }
 

@@ -19,6 +19,7 @@ use super::park::Parker;
 use super::places::Places;
 use super::queue::{Global, Local, Remote};
 use super::stuck::StuckTask;
+use super::sync::Mutex;
 use super::task::{self, G, JoinHandle, OwnedTasks, TaskInfo};
 use super::timer::{Inserted, Key, Timers, What};
 use super::wake_list::WakeList;
@@ -30,7 +31,7 @@ use std::io;
 use std::panic::Location;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Condvar, Weak};
 use std::task::Waker;
 use std::thread;
 use std::time::Instant;
@@ -75,6 +76,8 @@ pub(crate) struct Sched {
     ps: Box<[P]>,
     /// What others see of each M; an M's id is its place here. It serves one thread after another.
     ms: Mutex<Vec<Arc<MShared>>>,
+    /// What threads have left behind that had nothing to do for long, for the next ones.
+    spare: Mutex<Vec<(Arc<MShared>, Local)>>,
     /// Closures of `spawn_blocking` that no thread has begun.
     blocking: Global,
     places: Places,
@@ -90,7 +93,7 @@ pub(crate) struct Sched {
     pub(crate) config: Config,
     stopping: AtomicBool,
     threads: Mutex<Threads>,
-    /// `Threads::alive`, for a look without the lock. Changed under it.
+    /// Ms that have not ended. The last one cleans up. Changed under the lock of `threads` alone.
     alive: AtomicUsize,
     /// A thread could not be had for a P: sysmon has the next one tried.
     pub(crate) refused: AtomicBool,
@@ -101,14 +104,10 @@ pub(crate) struct Sched {
 #[derive(Default)]
 struct Threads {
     handles: Vec<thread::JoinHandle<()>>,
-    /// Ms that have not ended. The last one cleans up.
-    alive: usize,
-    /// Those of them that block in the middle of a poll, or run a closure that may.
+    /// Ms that block in the middle of a poll, or run a closure that may.
     aside: usize,
-    /// Those of them that are about to end since there was nothing to do for long.
+    /// Ms that are about to end since there was nothing to do for long.
     retiring: usize,
-    /// What such threads have left behind, for the next ones.
-    spare: Vec<(Arc<MShared>, Local)>,
     /// Sysmon runs.
     sysmon: bool,
     /// Somebody was told that no thread can be had.
@@ -117,19 +116,7 @@ struct Threads {
 }
 
 /// What sysmon leaves to an M, since it is user code, and may block.
-pub(crate) enum Errand {
-    Wake(WakeList),
-    Tell(Box<dyn FnOnce() + Send>),
-}
-
-impl Errand {
-    pub(crate) fn run(self) {
-        match self {
-            Errand::Wake(mut list) => list.wake_foreign(),
-            Errand::Tell(tell) => task::quietly(tell),
-        }
-    }
-}
+pub(crate) type Errand = Box<dyn FnOnce() + Send>;
 
 /// A P: what goes with the right to run.
 pub(crate) struct P {
@@ -170,15 +157,15 @@ impl TimerHeap {
 
 /// What others see of an M.
 pub(crate) struct MShared {
-    id: MId,
-    remote: Remote,
+    pub(crate) id: MId,
+    pub(crate) remote: Remote,
     parker: Parker,
     /// The kernel's number of its thread.
     thread: AtomicI32,
     /// The task that it polls, if somebody wants to know, and whether he was told of this poll.
     running: Mutex<Option<(TaskInfo, bool)>>,
-    /// What the M is to do when it is unparked: [`Orders`], packed. Ordered by the parker's token.
-    orders: AtomicU32,
+    /// What the M is to do when it is unparked.
+    orders: Mutex<Orders>,
 }
 
 /// An M: a thread of the runtime. Lives on that thread's stack.
@@ -223,6 +210,7 @@ impl Sched {
             // One more than there are Ps: the last has timers only, for threads without a P.
             ps: (0..=procs).map(|_| P::new(&netpoll, this)).collect(),
             ms: Mutex::default(),
+            spare: Mutex::default(),
             blocking: Global::default(),
             places: Places::new(config.max_blocking()),
             blocking_refused: AtomicBool::new(false),
@@ -346,10 +334,6 @@ impl Sched {
             task::quietly(hook);
         }
     }
-
-    fn threads(&self) -> MutexGuard<'_, Threads> {
-        self.threads.lock().expect("no panic under this lock")
-    }
 }
 
 impl task::Schedule for Sched {
@@ -400,11 +384,6 @@ impl P {
 }
 
 impl MShared {
-    /// Takes out what is queued there, for the global queue.
-    pub(crate) fn drain(&self) -> task::GList {
-        self.remote.drain()
-    }
-
     /// The CPU time of its thread, in nanoseconds.
     pub(crate) fn cpu_ns(&self) -> u64 {
         super::sys::thread_cpu_ns(self.thread())
@@ -415,38 +394,32 @@ impl MShared {
         super::sys::is_waiting(self.thread())
     }
 
-    pub(crate) fn id(&self) -> MId {
-        self.id
-    }
-
     pub(crate) fn thread(&self) -> i32 {
         self.thread.load(Ordering::Relaxed)
     }
 
     pub(crate) fn running(&self) -> Option<TaskInfo> {
-        self.lock_running().map(|(task, _)| task)
+        self.running.lock().map(|(task, _)| task)
     }
 
     /// The task that it polls, once in each poll, if this is still that one: the next is noted after its tick.
     pub(crate) fn to_be_told(&self, same_poll: impl FnOnce() -> bool) -> Option<TaskInfo> {
-        let mut running = self.lock_running();
+        let mut running = self.running.lock();
         let (task, told) = running.as_mut().filter(|_| same_poll())?;
         (!std::mem::replace(told, true)).then_some(*task)
     }
 
     fn set_running(&self, task: Option<TaskInfo>) {
-        *self.lock_running() = task.map(|task| (task, false));
-    }
-
-    fn lock_running(&self) -> MutexGuard<'_, Option<(TaskInfo, bool)>> {
-        self.running.lock().expect("no panic under this lock")
+        *self.running.lock() = task.map(|task| (task, false));
     }
 }
 
 impl M {
     /// A thread's life.
-    fn main(sched: Arc<Sched>, shared: Arc<MShared>, local: Local, orders: Orders) {
+    fn main(sched: Arc<Sched>, orders: Orders) {
         super::sys::set_timer_slack(1);
+        let spare = sched.spare.lock().pop();
+        let (shared, local) = spare.unwrap_or_else(|| sched.new_m());
         shared.thread.store(super::sys::thread_id(), Ordering::Relaxed);
         let rng = Cell::new(u64::from(shared.id) * 2 + 1);
         let m = M {
@@ -474,16 +447,15 @@ impl M {
             }
         }
         Sched::hook(&m.sched.config.on_thread_start);
-        match orders {
-            Orders::Block => m.run_blocking(),
-            Orders::Run(_) | Orders::Exit => {}
+        if orders == Orders::Block {
+            m.run_blocking();
         }
         m.schedule();
         let retired = m.end();
         CURRENT.set(ptr::null());
         if retired {
             let M { sched, shared, local, .. } = m;
-            sched.threads().spare.push((shared, local));
+            sched.spare.lock().push((shared, local));
         }
     }
 

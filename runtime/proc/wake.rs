@@ -4,12 +4,12 @@ use super::{Errand, M, MShared, Sched};
 use crate::runtime::idle::{MId, PId, Wakeup};
 use crate::runtime::park::Parker;
 use crate::runtime::queue::{self, Local};
+use crate::runtime::sync::Mutex;
 use crate::runtime::sys;
-use crate::runtime::task::{G, Ran};
-use std::collections::VecDeque;
+use crate::runtime::task::{G, Ran, quietly};
 use std::io;
-use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::thread;
 
 /// What an M is told when it is woken or started.
@@ -20,24 +20,6 @@ pub(crate) enum Orders {
     /// Run closures that block, without a P.
     Block,
     Exit,
-}
-
-impl Orders {
-    pub(super) fn pack(self) -> u32 {
-        match self {
-            Orders::Run(p) => p,
-            Orders::Block => u32::MAX - 1,
-            Orders::Exit => u32::MAX,
-        }
-    }
-
-    pub(super) fn unpack(word: u32) -> Self {
-        match word {
-            u32::MAX => Orders::Exit,
-            p if p == u32::MAX - 1 => Orders::Block,
-            p => Orders::Run(p),
-        }
-    }
 }
 
 impl Sched {
@@ -85,7 +67,7 @@ impl Sched {
     /// Says once that tasks wait because no thread can be had.
     #[cold]
     fn tell_refusal(&self, error: &io::Error) {
-        if self.stopping() || std::mem::replace(&mut self.threads().refusal_told, true) {
+        if self.stopping() || std::mem::replace(&mut self.threads.lock().refusal_told, true) {
             return;
         }
         sys::complain(&format!(
@@ -103,23 +85,23 @@ impl Sched {
         let name = format!("{}-sysmon", self.thread_name());
         let main = move || {
             sched.sysmon();
-            sched.threads().sysmon = false;
+            sched.threads.lock().sysmon = false;
             sched.ended.notify_all();
         };
-        let mut threads = self.threads();
+        let mut threads = self.threads.lock();
         threads.handles.push(thread::Builder::new().name(name).spawn(main)?);
         threads.sysmon = true;
         Ok(())
     }
 
     pub(crate) fn m(&self, m: MId) -> Arc<MShared> {
-        self.ms.lock().expect("no panic under this lock")[m as usize].clone()
+        self.ms.lock()[m as usize].clone()
     }
 
     /// Tells a parked M, taken out of the idle list, what to do.
     pub(crate) fn order(&self, m: MId, orders: Orders) {
         let m = self.m(m);
-        m.orders.store(orders.pack(), Ordering::Relaxed);
+        *m.orders.lock() = orders;
         m.parker.unpark();
     }
 
@@ -158,19 +140,14 @@ impl Sched {
         found
     }
 
-    /// Finds a thread for an errand; gives it back if none can be had.
-    pub(crate) fn send(&self, errand: Errand) -> Result<(), Errand> {
-        let must = matches!(errand, Errand::Wake(_));
-        self.errands().push_back(errand);
+    /// Finds a thread for an errand; that of the poller only where it must be. Gives it back if none can be had.
+    pub(crate) fn send(&self, errand: Errand, must: bool) -> Result<(), Errand> {
+        self.errands.lock().push_back(errand);
         if self.find_thread() || must && self.send_poller() {
             return Ok(());
         }
         // Before it are only those that have found a thread, which takes the oldest.
-        self.errands().pop_back().map_or(Ok(()), Err)
-    }
-
-    fn errands(&self) -> MutexGuard<'_, VecDeque<Errand>> {
-        self.errands.lock().expect("no panic under this lock")
+        self.errands.lock().pop_back().map_or(Ok(()), Err)
     }
 
     fn thread_name(&self) -> &str {
@@ -188,7 +165,7 @@ impl Sched {
     /// Takes a P from an M that is stuck, unless that has given it up meanwhile, and hands it on. Go's `retake`.
     pub(crate) fn retake(&self, p: PId, from: &MShared) {
         if self.ps[p as usize].hold.retake(from) {
-            self.global.push_front(from.drain());
+            self.global.push_front(from.remote.drain());
             self.hand_on(p);
         }
     }
@@ -196,58 +173,43 @@ impl Sched {
     /// Starts a thread. Go's `newm`.
     pub(crate) fn start_m(&self, orders: Orders) -> io::Result<()> {
         let sched = self.this.upgrade().expect("whoever calls this holds an Arc");
-        let mut threads = self.threads();
+        let mut threads = self.threads.lock();
         // At the end one may come to drop what is left, or with an errand, but not behind the last one's back.
-        if self.stopping() && (matches!(orders, Orders::Run(_)) || threads.alive == 0) {
+        let alive = self.alive.load(Ordering::Relaxed);
+        if self.stopping() && (matches!(orders, Orders::Run(_)) || alive == 0) {
             return Err(io::Error::other("the runtime ends"));
         }
         let max = self.config.max_threads();
-        if threads.alive >= max.saturating_add(self.procs as usize) {
+        if alive >= max.saturating_add(self.procs as usize) {
             let text = format!("{max} beyond the workers are running, the most that `Builder::max_threads` allows");
             return Err(io::Error::new(io::ErrorKind::QuotaExceeded, text));
         }
         threads.handles.retain(|handle| !handle.is_finished());
-        let (shared, local) = threads.spare.pop().unwrap_or_else(|| self.new_m());
-        // Where they are to be found again if the thread does not come to be.
-        let slot = Arc::new(Mutex::new(Some((shared, local))));
-        let there = slot.clone();
-        let take = |slot: &Mutex<Option<_>>| slot.lock().expect("no panic under this lock").take();
         let mut builder = thread::Builder::new().name(self.thread_name().to_owned());
         if let Some(size) = self.config.stack_size {
             builder = builder.stack_size(size);
         }
-        let main = move || {
-            if let Some((shared, local)) = take(&there) {
-                M::main(sched, shared, local, orders);
-            }
-        };
         // Before it runs, and lets others rest: one that rests looks at this.
-        self.alive.store(threads.alive + 1, Ordering::Relaxed);
-        match builder.spawn(main) {
-            Ok(handle) => {
-                threads.handles.push(handle);
-                threads.alive += 1;
-                Ok(())
-            }
-            Err(error) => {
-                self.alive.store(threads.alive, Ordering::Relaxed);
-                threads.spare.extend(take(&slot));
-                Err(error)
-            }
+        self.alive.store(alive + 1, Ordering::Relaxed);
+        let started = builder.spawn(move || M::main(sched, orders));
+        if started.is_err() {
+            self.alive.store(alive, Ordering::Relaxed);
         }
+        threads.handles.push(started?);
+        Ok(())
     }
 
     /// The parts of an M that outlive its thread.
-    fn new_m(&self) -> (Arc<MShared>, Local) {
+    pub(super) fn new_m(&self) -> (Arc<MShared>, Local) {
         let (local, remote) = queue::local();
-        let mut ms = self.ms.lock().expect("no panic under this lock");
+        let mut ms = self.ms.lock();
         let shared = Arc::new(MShared {
             id: ms.len() as MId,
             remote,
             parker: Parker::new(),
             thread: AtomicI32::new(0),
             running: Mutex::default(),
-            orders: AtomicU32::new(Orders::Exit.pack()),
+            orders: Mutex::new(Orders::Exit),
         });
         ms.push(shared.clone());
         (shared, local)
@@ -331,7 +293,7 @@ impl M {
     fn step_aside(&self) {
         self.drop_p();
         if self.aside.get() == 0 {
-            self.sched.threads().aside += 1;
+            self.sched.threads.lock().aside += 1;
         }
         self.aside.set(self.aside.get() + 1);
     }
@@ -340,7 +302,7 @@ impl M {
     fn step_back(&self) {
         self.aside.set(self.aside.get() - 1);
         if self.aside.get() == 0 {
-            self.sched.threads().aside -= 1;
+            self.sched.threads.lock().aside -= 1;
             self.retake_p();
         }
     }
@@ -350,9 +312,9 @@ impl M {
         let sched = &*self.sched;
         self.step_aside();
         loop {
-            let errand = sched.errands().pop_front();
+            let errand = sched.errands.lock().pop_front();
             let Some(errand) = errand else { break };
-            errand.run();
+            quietly(errand);
         }
         let mut wanted = false;
         while !wanted && sched.closures_wait() && !sched.stopping() && sched.places.take() {
