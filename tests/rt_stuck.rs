@@ -164,6 +164,19 @@ fn endless_computation_on_every_worker() {
     }
 }
 
+/// A thread that is stuck while nothing waits for its P keeps it: no other thread is started.
+#[test]
+fn stuck_thread_and_nothing_that_waits() {
+    let _watchdog = watchdog(20);
+    let threads = Arc::new(AtomicUsize::new(0));
+    let count = threads.clone();
+    let hook = move || _ = count.fetch_add(1, SeqCst);
+    let rt = Builder::new().workers(1).on_thread_start(hook).build().unwrap();
+    // Twenty times as long as it would be left with its P, if anything waited.
+    rt.run(async { thread::sleep(Duration::from_millis(150)) });
+    assert_eq!(threads.load(SeqCst), 1);
+}
+
 /// As many tasks as there are workers run at the same time, and no more.
 fn no_more_than(rt: &Runtime, workers: usize) {
     let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
