@@ -103,6 +103,38 @@ mod models {
         });
     }
 
+    /// The P goes on to another M, which gives it up, while the stuck thread queues twice, looks each time, and then gives
+    /// up what it believes to have: the P is in one hand at any time, and what was queued is moved on.
+    #[test]
+    fn the_p_goes_on_to_another() {
+        loom::model(|| {
+            let world = World::new();
+            let there = world.clone();
+            let sysmon = thread::spawn(move || {
+                let other = 1;
+                if !there.hold.retake(&there.me) {
+                    return (false, 0);
+                }
+                let drained = there.queued.swap(0, Ordering::Relaxed);
+                there.hold.give(&other);
+                assert!(there.hold.let_go(&other), "taken by one that had lost it");
+                (true, drained)
+            });
+            let mut moved = 0;
+            for _ in 0..2 {
+                world.queued.fetch_add(1, Ordering::Relaxed);
+                if !world.hold.is_with(&world.me) {
+                    moved += world.queued.swap(0, Ordering::Relaxed);
+                }
+            }
+            let gave = world.hold.let_go(&world.me);
+            moved += world.queued.swap(0, Ordering::Relaxed);
+            let (took, drained) = sysmon.join().unwrap();
+            assert!(gave != took && moved + drained == 2);
+            assert!(world.hold.holder().is_null());
+        });
+    }
+
     /// The holder gives the P up while sysmon takes it: it is in one hand.
     #[test]
     fn one_of_two_has_the_p() {

@@ -288,7 +288,7 @@ impl Idle {
         let sleeps = {
             // The poller takes its leave under this lock; either it takes a P with it, or it `wake`s somebody, which does.
             let lists = self.lists.lock();
-            let polled = lists.poller.is_some();
+            let polled = lists.poller.is_some() || cfg!(gopark_mutant = "idle_deep_no_poller");
             polled && self.word.compare_exchange(idle, idle | DEEP, Ordering::Relaxed, Ordering::Relaxed).is_ok()
         };
         if sleeps {

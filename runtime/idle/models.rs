@@ -4,7 +4,7 @@
 //! Most models make one move of each thread meet one of another, from every state that matters, and then look at the
 //! sum: each P is idle or held by one M, nobody spins, and no work lies where every M rests. The last is a whole machine.
 //!
-//! Not covered: more than two Ps; more Ms than Ps; the timers, for which the models of
+//! Not covered: more than two Ps; more Ms than three; the timers, for which the models of
 //! netpoll/until.rs are; `CHECK_TICKS` and all else that makes an M look at a queue of its own accord. Loom weakens SeqCst accesses but not
 //! fences, and there are only fences here.
 //!
@@ -16,6 +16,7 @@
 //! | `idle_give_no_fence` | `work_is_seen_by_who_gives_its_p_away_or_wakes_somebody` |
 //! | `idle_wake_given_twice` | `a_second_wake_does_not_give_the_poller_a_second_p` |
 //! | `idle_wake_poller_at_job` | `the_poller_is_chosen_for_one_thing` |
+//! | `idle_deep_no_poller` | `sysmon_does_not_sleep_while_nobody_polls` |
 
 use super::*;
 use Ordering::Relaxed;
@@ -79,6 +80,14 @@ impl World {
         ps.sort_unstable();
         assert_eq!(ps, [0, 1]);
         assert!(lists.poller.as_ref().is_none_or(|poller| poller.given.is_none()));
+    }
+
+    /// M0 polls, and every P is idle.
+    fn polled() -> Arc<World> {
+        let world = World::new();
+        let p = world.idle.acquire().unwrap();
+        assert_eq!(world.idle.release(M0, p, false), Role::Poll);
+        world
     }
 
     fn acquire_both(&self) -> [PId; 2] {
@@ -353,7 +362,7 @@ fn a_thread_that_cannot_be_started_hides_no_work() {
 #[test]
 fn who_takes_a_p_ends_sysmons_deep_sleep() {
     loom::model(|| {
-        let world = World::new();
+        let world = World::polled();
         let sysmon = with(&world, |world| world.idle.sleep_until_busy());
         let p = world.idle.acquire().unwrap();
         sysmon.join().unwrap();
@@ -366,7 +375,7 @@ fn who_takes_a_p_ends_sysmons_deep_sleep() {
 #[test]
 fn each_deep_sleep_of_sysmon_ends() {
     bounded(4, || {
-        let world = World::new();
+        let world = World::polled();
         let stopping = Arc::new(AtomicU32::new(0));
         let stop = stopping.clone();
         let sysmon = with(&world, move |world| {
@@ -387,6 +396,41 @@ fn each_deep_sleep_of_sysmon_ends() {
         world.idle.wake_sysmon();
         sysmon.join().unwrap();
         assert_eq!(world.idle.word.load(Relaxed) & !DEEP, 2 * IDLE);
+    });
+}
+
+/// The poller is given a P, finds that its task blocks, and gives the P up again; no thread can be started in its place.
+/// Nobody polls then but sysmon, which must not sleep.
+#[test]
+fn sysmon_does_not_sleep_while_nobody_polls() {
+    loom::model(|| {
+        let world = World::polled();
+        let sysmon = with(&world, |world| world.idle.sleep_until_busy());
+        assert_eq!(world.submit(), Some(Wakeup::Break));
+        let Back::Spinning(p) = world.idle.poller_back() else { panic!("the P that was given is lost") };
+        world.idle.stop_spinning();
+        world.idle.give(p);
+        sysmon.join().unwrap();
+    });
+}
+
+/// An M that has lost its P goes to rest while another gives one away, and work comes in: it takes that P, or is woken with
+/// it, or the work is seen by who gives the P away.
+#[test]
+fn an_m_without_a_p_rests_while_one_is_given_away() {
+    loom::model(|| {
+        let world = World::new();
+        let [p0, p1] = world.acquire_both();
+        let submitter = with(&world, World::submit);
+        let rests = with(&world, |world| world.idle.rest(M1));
+        world.idle.give(p0);
+        let seen = if world.work_waiting() { world.idle.wake() } else { None };
+        let (wakes, rests) = ([seen, submitter.join().unwrap()], rests.join().unwrap());
+        assert!(rests.is_ok() || wakes.iter().any(Option::is_some), "work, an idle P, and nobody who looks");
+        rests.into_iter().for_each(|p| world.idle_again(p, false));
+        wakes.into_iter().for_each(|wakeup| world.woken(wakeup));
+        world.idle_again(p1, false);
+        world.check();
     });
 }
 
