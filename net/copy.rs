@@ -12,7 +12,6 @@
 //!             └── no streams ──▶ Plain ◀── the kernel refuses ───┴────────────────────┘
 //! ```
 
-use super::fd::Fd;
 use super::poll_fd::PollFd;
 use super::socket::HasFd;
 use super::splice::{self, Pipe, User};
@@ -20,14 +19,14 @@ use super::split::{OwnedReadHalf, OwnedWriteHalf, ReadHalf, WriteHalf};
 use super::tcp::TcpStream;
 use super::unix::UnixStream;
 use crate::runtime::budget;
-use crate::runtime::poll_gate::{Side, Ticket};
+use crate::runtime::poll_gate::{Gate, Side, Ticket};
 use socket2::SockRef;
 use std::cell::Cell;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -192,7 +191,7 @@ impl Future for CopyBidirectional<'_> {
                 ended = false;
             } else if !std::mem::replace(&mut flow.is_shut, true) {
                 // It fails where the other end is gone already, and for what knows no half-close.
-                let _ = SockRef::from(&flow.to.fd()).shutdown(Shutdown::Write);
+                let _ = SockRef::from(flow.to).shutdown(Shutdown::Write);
             }
         }
         if ended { Poll::Ready(Ok(self.copied())) } else { Poll::Pending }
@@ -206,14 +205,14 @@ pub trait CopyFrom {
 }
 
 /// What [`copy()`] can write to: connections, their write halves and [`PollFd`]s. It is used, not implemented.
-pub trait CopyTo: HasFd<Io: Send + Sync> {}
+pub trait CopyTo: HasFd {}
 
 #[doc(hidden)]
 #[allow(missing_debug_implementations, reason = "nobody can name it")]
 pub struct Reader<'a>(From<'a>);
 
 enum From<'a> {
-    Fd(&'a dyn Line),
+    Fd(&'a Gate),
     /// With the offset to read at; without one the file's position counts.
     File(&'a File, Option<i64>),
 }
@@ -239,52 +238,15 @@ macro_rules! copies {
 copies! {
     impl[] TcpStream, TcpStream;
     impl[] UnixStream, UnixStream;
-    impl[S: HasFd<Io: Send + Sync>] ReadHalf<'_, S>, WriteHalf<'_, S>;
-    impl[S: HasFd<Io: Send + Sync>] OwnedReadHalf<S>, OwnedWriteHalf<S>;
-    impl[T: AsFd + Send + Sync] PollFd<T>, PollFd<T>;
-}
-
-/// An [`Fd`] of whichever type.
-trait Line: Send + Sync {
-    fn poll(
-        &self,
-        side: Side,
-        cx: &mut Context<'_>,
-        ticket: &mut Ticket,
-        asked: usize,
-        op: Op<'_>,
-    ) -> Poll<io::Result<usize>>;
-    fn leave(&self, side: Side, ticket: &mut Ticket);
-    fn fd(&self) -> BorrowedFd<'_>;
-}
-
-type Op<'a> = &'a mut dyn FnMut(BorrowedFd<'_>) -> io::Result<usize>;
-
-impl<T: AsFd + Send + Sync> Line for Fd<T> {
-    fn poll(
-        &self,
-        side: Side,
-        cx: &mut Context<'_>,
-        ticket: &mut Ticket,
-        asked: usize,
-        op: Op<'_>,
-    ) -> Poll<io::Result<usize>> {
-        self.poll_io(side, cx, Some(ticket), asked, |io| op(io.as_fd()))
-    }
-
-    fn leave(&self, side: Side, ticket: &mut Ticket) {
-        Fd::leave(self, side, ticket);
-    }
-
-    fn fd(&self) -> BorrowedFd<'_> {
-        self.io().as_fd()
-    }
+    impl[S: HasFd] ReadHalf<'_, S>, WriteHalf<'_, S>;
+    impl[S: HasFd] OwnedReadHalf<S>, OwnedWriteHalf<S>;
+    impl[T: AsFd] PollFd<T>, PollFd<T>;
 }
 
 /// One direction.
 struct Flow<'a> {
     from: From<'a>,
-    to: &'a dyn Line,
+    to: &'a Gate,
     /// Of the wait for the writer while anything is in flight or a file is sent, else of that for the reader.
     ticket: Ticket,
     way: Way,
@@ -365,7 +327,7 @@ impl<'a> Flow<'a> {
             Held::Nothing => return Poll::Ready(Ok(())),
             Held::Buffer(Buffer(buf)) => {
                 let polled =
-                    self.to.poll(Side::Write, cx, &mut self.ticket, buf.len(), &mut |fd| splice::write(fd, buf));
+                    self.to.poll_io(Side::Write, cx, Some(&mut self.ticket), buf.len(), |fd| splice::write(fd, buf));
                 match polled {
                     Poll::Ready(Ok(n)) => drop(buf.drain(..n)),
                     // Who waits for the writer keeps no more memory than it needs.
@@ -374,7 +336,7 @@ impl<'a> Flow<'a> {
                 }
                 polled
             }
-            Held::Pipe(pipe) => self.to.poll(Side::Write, cx, &mut self.ticket, 0, &mut |fd| pipe.drain(fd)),
+            Held::Pipe(pipe) => self.to.poll_io(Side::Write, cx, Some(&mut self.ticket), 0, |fd| pipe.drain(fd)),
         };
         match ready!(polled)? {
             0 => return Poll::Ready(Err(ErrorKind::WriteZero.into())),
@@ -392,7 +354,7 @@ impl<'a> Flow<'a> {
     fn read(&mut self, cx: &mut Context<'_>, max: usize) -> Poll<io::Result<usize>> {
         let mut buf = Buffer::take();
         let polled = match &mut self.from {
-            From::Fd(from) => from.poll(Side::Read, cx, &mut self.ticket, max.min(BUFFER), &mut |fd| {
+            From::Fd(from) => from.poll_io(Side::Read, cx, Some(&mut self.ticket), max.min(BUFFER), |fd| {
                 splice::read(fd, None, &mut buf.0, max)
             }),
             From::File(file, at) => Poll::Ready(splice::read(file.as_fd(), at.as_mut(), &mut buf.0, max)),
@@ -410,7 +372,7 @@ impl<'a> Flow<'a> {
             return self.read(cx, max);
         };
         let mut buf = Buffer::take();
-        let polled = from.poll(Side::Read, cx, &mut self.ticket, 0, &mut |fd| match pipe.fill(fd, max) {
+        let polled = from.poll_io(Side::Read, cx, Some(&mut self.ticket), 0, |fd| match pipe.fill(fd, max) {
             Ok(n @ 1..) => Ok(n),
             Err(e) if e.kind() != ErrorKind::WouldBlock => Err(e),
             // At an urgent mark, too, splice(2) sees nothing or the end, and never gets past it (trap P25). A read does.
@@ -424,8 +386,9 @@ impl<'a> Flow<'a> {
 
     fn send_file(&mut self, cx: &mut Context<'_>, max: usize) -> Poll<io::Result<usize>> {
         let From::File(file, at) = &mut self.from else { unreachable!("only files are sent") };
-        let polled =
-            self.to.poll(Side::Write, cx, &mut self.ticket, 0, &mut |fd| splice::send_file(fd, file, at.as_mut(), max));
+        let polled = self
+            .to
+            .poll_io(Side::Write, cx, Some(&mut self.ticket), 0, |fd| splice::send_file(fd, file, at.as_mut(), max));
         if let Poll::Ready(Ok(n)) = polled {
             self.delivered(n, cx);
         }
@@ -445,7 +408,7 @@ impl<'a> Flow<'a> {
             self.run = 0;
             self.way = match (&self.way, &self.from) {
                 (Way::Splice { .. }, _) => Way::Buffer,
-                (_, From::Fd(from)) if [from.fd(), self.to.fd()].into_iter().all(splice::is_spliced) => {
+                (_, From::Fd(from)) if [from.as_fd(), self.to.as_fd()].into_iter().all(splice::is_spliced) => {
                     Way::Splice { _user: User::new() }
                 }
                 _ => Way::Plain,
@@ -457,8 +420,8 @@ impl<'a> Flow<'a> {
 impl Drop for Flow<'_> {
     fn drop(&mut self) {
         match self.from {
-            From::Fd(from) if self.in_flight() == 0 => from.leave(Side::Read, &mut self.ticket),
-            _ => self.to.leave(Side::Write, &mut self.ticket),
+            From::Fd(from) if self.in_flight() == 0 => from.leave(Side::Read, &mut self.ticket, true),
+            _ => self.to.leave(Side::Write, &mut self.ticket, true),
         }
     }
 }

@@ -117,7 +117,7 @@ macro_rules! datagram {
                 socket::close(&self.fd);
             }
 
-            fn register(socket: <Self as HasFd>::Io) -> io::Result<Self> {
+            fn register(socket: net::$t) -> io::Result<Self> {
                 Ok($t { fd: Fd::new(socket, Start::Try, Start::Try, false)? })
             }
 

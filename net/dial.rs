@@ -174,9 +174,9 @@ impl Dialer {
         let start = if connecting { Start::Nil } else { Start::Try };
         let fd = Fd::new(TcpStream::from(socket), start, start, true)?;
         if connecting {
-            fd.set_deadline(&[Side::Write], deadline)?;
+            fd.set_deadline(Side::Write, deadline)?;
             connected(&fd).await?;
-            fd.set_deadline(&[Side::Write], None)?;
+            fd.set_deadline(Side::Write, None)?;
         }
         Ok(fd)
     }

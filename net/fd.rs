@@ -7,19 +7,36 @@ use super::sys::Received;
 use crate::runtime::budget;
 use crate::runtime::poll_gate::{Begin, Gate, Side, Start, Ticket, Waiter};
 use std::fmt;
+use std::future::poll_fn;
 use std::io;
-use std::os::fd::AsFd;
-use std::pin::Pin;
+use std::marker::PhantomData;
+use std::ops::Deref;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// An open socket `T`, registered with the netpoller. Dropping it takes it out and closes it.
-pub struct Fd<T: AsFd> {
+pub(crate) struct Fd<T> {
+    /// Goes first: a descriptor is taken out before it is closed.
     gate: Gate,
-    /// `None` only on the way out of `into_inner`.
-    io: Option<T>,
-    /// A short transfer shows that the kernel was drained. True of TCP alone: traps P14, P25.
-    short_is_sound: bool,
+    io: T,
+    _outlived: Outlived<T>,
+}
+
+/// Dropping an `Fd` uses the descriptor, which `T` may have borrowed. The gate's `Drop` does not say so, this one does:
+///
+/// ```compile_fail,E0597
+/// use std::{fs::File, os::fd::AsFd};
+/// gopark::block_on(async {
+///     let fd;
+///     let file = File::open("/dev/null").unwrap();
+///     fd = gopark::io::PollFd::new(file.as_fd());
+/// });
+/// ```
+struct Outlived<T>(PhantomData<T>);
+
+impl<T> Drop for Outlived<T> {
+    fn drop(&mut self) {}
 }
 
 /// What a system call's result says of the kernel's buffer.
@@ -43,60 +60,62 @@ impl<A> Transfer for Received<A> {}
 impl<T: AsFd> Fd<T> {
     /// Registers `io`, which must not block.
     pub(crate) fn new(io: T, read: Start, write: Start, short_is_sound: bool) -> io::Result<Self> {
-        let gate = Gate::open(io.as_fd(), read, write, None)?;
-        Ok(Fd { gate, io: Some(io), short_is_sound })
+        Self::open(io, read, write, short_is_sound, None)
     }
 
-    /// The same for a connection that this listener has accepted, perhaps on an executor that knows no runtime.
-    pub(crate) fn accepted<S: AsFd>(&self, io: S, short_is_sound: bool) -> io::Result<Fd<S>> {
-        let gate = Gate::open(io.as_fd(), Start::Try, Start::Try, Some(&self.gate))?;
-        Ok(Fd { gate, io: Some(io), short_is_sound })
+    /// The same for a connection that a listener has accepted, perhaps on an executor that knows no runtime.
+    pub(crate) fn accepted(io: T, short_is_sound: bool, listener: &Gate) -> io::Result<Self> {
+        Self::open(io, Start::Try, Start::Try, short_is_sound, Some(listener))
     }
 
+    fn open(io: T, read: Start, write: Start, short_is_sound: bool, by: Option<&Gate>) -> io::Result<Self> {
+        // SAFETY: `io` keeps it open: it goes after the gate, what it may have borrowed outlives both, and nobody gets more
+        // of it before than a shared borrow.
+        let fd = unsafe { BorrowedFd::borrow_raw(io.as_fd().as_raw_fd()) };
+        Ok(Fd { gate: Gate::open(fd, read, write, short_is_sound, by)?, io, _outlived: Outlived(PhantomData) })
+    }
+}
+
+impl<T> Fd<T> {
     pub(crate) fn io(&self) -> &T {
-        self.io.as_ref().expect("it leaves in `into_inner` only")
+        &self.io
     }
 
     /// Takes the socket out of the netpoller.
-    pub(crate) fn into_inner(mut self) -> T {
-        self.gate.close(self.io().as_fd());
-        self.io.take().expect("it leaves here only")
+    pub(crate) fn into_inner(self) -> T {
+        self.io
     }
+}
 
-    /// Refuses every operation from now on and wakes all that wait.
-    pub(crate) fn unblock(&self) {
-        self.gate.unblock();
+impl<T> Deref for Fd<T> {
+    type Target = Gate;
+
+    fn deref(&self) -> &Gate {
+        &self.gate
     }
+}
 
-    /// Until when operations may wait: Go's `setDeadlineImpl`. One that is expired stays so until it is set anew.
-    #[inline]
-    pub(crate) fn set_deadline(&self, sides: &[Side], at: Option<Instant>) -> io::Result<()> {
-        sides.iter().try_for_each(|side| self.gate.set_deadline(*side, at))
+impl<T: fmt::Debug> fmt::Debug for Fd<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.io, f)
     }
+}
 
-    /// As if there were news of that side.
-    pub(crate) fn news(&self, side: Side) {
-        self.gate.finish(side, true);
-    }
-
-    /// As if there were news of that side after this time.
-    pub(crate) fn retry_after(&self, side: Side, time: Duration) {
-        self.gate.retry_after(side, time);
-    }
-
+/// Operations on a descriptor, whatever it is of.
+impl Gate {
     /// Waits for half to all of that time, or until writing is refused; keeps nobody else from it. For datagrams: what it
     /// waits at is the lock of `write_all`, for which they have no use.
     pub(crate) async fn pause_writing(&self, time: Duration) -> io::Result<()> {
-        let until = self.gate.retry_together(Side::WriteLock, time);
-        std::future::poll_fn(|cx| {
+        let until = self.retry_together(Side::WriteLock, time);
+        poll_fn(|cx| {
             loop {
                 // The news was for all that were armed, so whoever comes first may take it.
-                if let Begin::Shut(shut) = self.gate.begin(Side::WriteLock) {
+                if let Begin::Shut(shut) = self.begin(Side::WriteLock) {
                     return Poll::Ready(Err(shut.into()));
                 }
-                if self.gate.arm(Side::WriteLock, Waiter::Poll, cx.waker(), true) {
+                if self.arm(Side::WriteLock, Waiter::Poll, cx.waker(), true) {
                     // Only now: whoever was not armed when its time came sees it here.
-                    return if self.gate.has_come(until) { Poll::Ready(Ok(())) } else { Poll::Pending };
+                    return if self.has_come(until) { Poll::Ready(Ok(())) } else { Poll::Pending };
                 }
             }
         })
@@ -108,29 +127,41 @@ impl<T: AsFd> Fd<T> {
         &self,
         side: Side,
         asked: usize,
-        mut op: impl FnMut(&T) -> io::Result<R>,
+        mut op: impl FnMut(BorrowedFd<'_>) -> io::Result<R>,
     ) -> io::Result<R> {
         self.attempt(side, asked, &mut op)?.ok_or_else(|| io::ErrorKind::WouldBlock.into())
     }
 
-    /// The EAGAIN loop, to be polled: an attempt whenever there is news, else the waiter is queued.
+    /// An operation, to be polled.
     pub(crate) fn poll_io<R: Transfer>(
         &self,
         side: Side,
         cx: &mut Context<'_>,
-        mut ticket: Option<&mut Ticket>,
+        ticket: Option<&mut Ticket>,
         asked: usize,
-        mut op: impl FnMut(&T) -> io::Result<R>,
+        mut op: impl FnMut(BorrowedFd<'_>) -> io::Result<R>,
     ) -> Poll<io::Result<R>> {
         ready!(budget::poll_take(cx));
+        self.poll_at(side, cx, ticket, true, || self.attempt(side, asked, &mut op).transpose())
+    }
+
+    /// The EAGAIN loop: an attempt whenever there is news, else the waiter is queued. `also_try`: see [`Gate::arm`].
+    fn poll_at<R>(
+        &self,
+        side: Side,
+        cx: &mut Context<'_>,
+        mut ticket: Option<&mut Ticket>,
+        also_try: bool,
+        mut attempt: impl FnMut() -> Option<R>,
+    ) -> Poll<R> {
         loop {
-            let result = self.attempt(side, asked, &mut op).transpose();
-            if let Some(result) = result {
-                ticket.into_iter().for_each(|ticket| self.gate.leave(side, ticket, false));
+            if let Some(result) = attempt() {
+                // Who only observes leaves what it saw for all: the next waiter has its turn.
+                ticket.into_iter().for_each(|ticket| self.leave(side, ticket, !also_try));
                 return Poll::Ready(result);
             }
             let waiter = ticket.as_deref_mut().map_or(Waiter::Poll, Waiter::Op);
-            if self.gate.arm(side, waiter, cx.waker(), true) {
+            if self.arm(side, waiter, cx.waker(), also_try) {
                 return Poll::Pending;
             }
         }
@@ -142,20 +173,20 @@ impl<T: AsFd> Fd<T> {
         &self,
         side: Side,
         asked: usize,
-        op: &mut impl FnMut(&T) -> io::Result<R>,
+        op: &mut impl FnMut(BorrowedFd<'_>) -> io::Result<R>,
     ) -> io::Result<Option<R>> {
-        let cut = match self.gate.begin(side) {
+        let cut = match self.begin(side) {
             Begin::Go { cut } => cut,
             Begin::Nil => return Ok(None),
             Begin::Shut(shut) => return Err(shut.into()),
         };
-        let begun = Begun { gate: &self.gate, side };
+        let begun = Begun { gate: self, side };
         loop {
-            match op(self.io()) {
+            match op(self.as_fd()) {
                 Ok(done) => {
                     std::mem::forget(begun);
                     let drained = self.short_is_sound && !cut && done.is_short(asked);
-                    self.gate.finish(side, !drained);
+                    self.finish(side, !drained);
                     return Ok(Some(done));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -168,54 +199,55 @@ impl<T: AsFd> Fd<T> {
         }
     }
 
-    /// An operation that may wait is dropped: if it had the turn, that goes to the next.
-    pub(crate) fn leave(&self, side: Side, ticket: &mut Ticket) {
-        self.gate.leave(side, ticket, true);
-    }
-
-    /// An operation as a future.
-    pub(crate) fn io_op<R: Transfer, F: FnMut(&T) -> io::Result<R>>(
+    /// An operation as a future. Cancel-safe: what a system call moved is always returned by the poll that made it.
+    pub(crate) fn io_op<R: Transfer>(
         &self,
         side: Side,
         asked: usize,
-        op: F,
-    ) -> Io<'_, T, F> {
-        Io { wait: Wait { fd: self, side, ticket: 0 }, asked, op }
+        mut op: impl FnMut(BorrowedFd<'_>) -> io::Result<R>,
+    ) -> impl Future<Output = io::Result<R>> {
+        self.waiting(side, move |wait, cx| wait.gate.poll_io(wait.side, cx, Some(&mut wait.ticket), asked, &mut op))
     }
 
     /// Waits until an operation is worth trying. Only observes.
-    pub(crate) fn ready(&self, side: Side) -> Readiness<'_, T> {
-        Readiness(Wait { fd: self, side, ticket: 0 })
+    pub(crate) fn ready(&self, side: Side) -> impl Future<Output = io::Result<()>> {
+        self.waiting(side, |Wait { gate, side, ticket }, cx| {
+            ready!(budget::poll_take(cx));
+            let look = || gate.is_ready(*side).map(|is| is.then_some(())).transpose();
+            gate.poll_at(*side, cx, Some(ticket), false, look)
+        })
     }
 
     /// What `ready` saw was spurious: the next edge counts.
     pub(crate) fn forget_ready(&self, side: Side) {
         // Begun and never finished is as if a call had ended in EAGAIN.
-        let _ = self.gate.begin(side);
+        let _ = self.begin(side);
     }
 
     /// Takes the lock of `write_all`: until it is dropped, no other of the socket writes.
-    pub(crate) async fn lock_writes(&self) -> io::Result<Begun<'_>> {
-        let mut wait = Wait { fd: self, side: Side::WriteLock, ticket: 0 };
-        std::future::poll_fn(move |cx| {
+    pub(crate) fn lock_writes(&self) -> impl Future<Output = io::Result<Begun<'_>>> {
+        self.waiting(Side::WriteLock, |Wait { gate, side, ticket }, cx| {
+            gate.poll_at(*side, cx, Some(ticket), true, || match gate.begin(*side) {
+                Begin::Go { .. } => Some(Ok(Begun { gate, side: *side })),
+                Begin::Nil => None,
+                Begin::Shut(shut) => Some(Err(shut.into())),
+            })
+        })
+    }
+
+    /// A future that waits on one side as its place there. What `poll` needs of that it gets, so as not to hold it twice;
+    /// and no `async fn` stands around this, which would keep its arguments beside it.
+    fn waiting<'a, R>(
+        &'a self,
+        side: Side,
+        mut poll: impl FnMut(&mut Wait<'a>, &mut Context<'_>) -> Poll<R>,
+    ) -> impl Future<Output = R> {
+        let mut wait = Wait { gate: self, side, ticket: 0 };
+        poll_fn(move |cx| {
             // The whole of it: the closure would otherwise capture a copy of the number in it, and the rest stay outside.
             let wait = &mut wait;
-            loop {
-                match self.gate.begin(Side::WriteLock) {
-                    Begin::Go { .. } => {
-                        self.gate.leave(Side::WriteLock, &mut wait.ticket, false);
-                        return Poll::Ready(Ok(Begun { gate: &self.gate, side: Side::WriteLock }));
-                    }
-                    Begin::Shut(shut) => return Poll::Ready(Err(shut.into())),
-                    Begin::Nil => {
-                        if self.gate.arm(Side::WriteLock, Waiter::Op(&mut wait.ticket), cx.waker(), true) {
-                            return Poll::Pending;
-                        }
-                    }
-                }
-            }
+            poll(wait, cx)
         })
-        .await
     }
 }
 
@@ -232,70 +264,15 @@ impl Drop for Begun<'_> {
     }
 }
 
-impl<T: AsFd> Drop for Fd<T> {
-    fn drop(&mut self) {
-        if let Some(io) = &self.io {
-            self.gate.close(io.as_fd());
-        }
-    }
-}
-
-impl<T: AsFd + fmt::Debug> fmt::Debug for Fd<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(self.io(), f)
-    }
-}
-
-/// An operation's place among those that wait on one side. Dropping it leaves that.
-struct Wait<'a, T: AsFd> {
-    fd: &'a Fd<T>,
+/// A place among those that wait on one side. Dropping it leaves that: if it had the turn, that goes to the next.
+struct Wait<'a> {
+    gate: &'a Gate,
     side: Side,
     ticket: Ticket,
 }
 
-impl<T: AsFd> Drop for Wait<'_, T> {
+impl Drop for Wait<'_> {
     fn drop(&mut self) {
-        self.fd.leave(self.side, &mut self.ticket);
-    }
-}
-
-/// See [`Fd::io_op`]. Cancel-safe: what a system call moved is always returned by the poll that made it.
-pub(crate) struct Io<'a, T: AsFd, F> {
-    wait: Wait<'a, T>,
-    asked: usize,
-    op: F,
-}
-
-// No pin is ever projected.
-impl<T: AsFd, F> Unpin for Io<'_, T, F> {}
-
-impl<T: AsFd, R: Transfer, F: FnMut(&T) -> io::Result<R>> Future for Io<'_, T, F> {
-    type Output = io::Result<R>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<R>> {
-        let Io { wait, asked, op } = &mut *self;
-        wait.fd.poll_io(wait.side, cx, Some(&mut wait.ticket), *asked, op)
-    }
-}
-
-/// See [`Fd::ready`].
-pub(crate) struct Readiness<'a, T: AsFd>(Wait<'a, T>);
-
-impl<T: AsFd> Future for Readiness<'_, T> {
-    type Output = io::Result<()>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(budget::poll_take(cx));
-        let Wait { fd, side, ticket } = &mut self.0;
-        loop {
-            if fd.gate.ready(*side)? {
-                // What it saw is left for all: the next waiter has its turn.
-                fd.gate.leave(*side, ticket, true);
-                return Poll::Ready(Ok(()));
-            }
-            if fd.gate.arm(*side, Waiter::Op(ticket), cx.waker(), false) {
-                return Poll::Pending;
-            }
-        }
+        self.gate.leave(self.side, &mut self.ticket, true);
     }
 }

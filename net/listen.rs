@@ -1,8 +1,7 @@
 //! Making listeners, and what accept(2) says when it has none to give: Go's net/sock_posix.go, and the back-off of
 //! net/http's `Server.Serve`.
 
-use super::fd::Fd;
-use crate::runtime::poll_gate::Side;
+use crate::runtime::poll_gate::{Gate, Side};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use std::fmt;
 use std::io;
@@ -164,7 +163,7 @@ impl Backoff {
     }
 
     /// An accept call of the listener `fd`, to be made inside its EAGAIN loop: Go's `poll.FD.Accept`.
-    pub(crate) fn accept<T: AsFd, R>(&self, fd: &Fd<T>, mut accept: impl FnMut() -> io::Result<R>) -> io::Result<R> {
+    pub(crate) fn accept<R>(&self, fd: &Gate, mut accept: impl FnMut() -> io::Result<R>) -> io::Result<R> {
         let pause = self.pause.load(Ordering::Relaxed);
         if pause != 0 && self.now() < pause >> 16 {
             return Err(io::ErrorKind::WouldBlock.into());

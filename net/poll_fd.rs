@@ -2,7 +2,7 @@
 
 use super::fd::Fd;
 use super::socket::{HasFd, both_sides, has_fd, read_side, write_side};
-use crate::runtime::poll_gate::{Side, Start};
+use crate::runtime::poll_gate::{Gate, Side, Start};
 use socket2::SockRef;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
@@ -35,7 +35,7 @@ pub struct PollFd<T: AsFd> {
     fd: Fd<T>,
 }
 
-has_fd!(impl[T: AsFd] PollFd<T>: T);
+has_fd!(impl[T: AsFd] PollFd<T>);
 
 impl<T: AsFd> PollFd<T> {
     /// Takes over a descriptor, and sets it to not block. That is a property of the open file: whoever else has it open,
@@ -72,7 +72,7 @@ impl<T: AsFd> PollFd<T> {
     /// # Cancel safety
     /// Safe: whatever `read` returns is returned by the poll that called it.
     pub async fn read_with<R>(&self, mut read: impl FnMut(&T) -> io::Result<R>) -> io::Result<R> {
-        Ok(self.fd.io_op(Side::Read, 0, |io| Ok((read(io)?, ()))).await?.0)
+        Ok(self.fd.io_op(Side::Read, 0, |_| Ok((read(self.fd.io())?, ()))).await?.0)
     }
 
     /// Calls `write` whenever it is worth trying, until it says anything but `WouldBlock`.
@@ -84,7 +84,7 @@ impl<T: AsFd> PollFd<T> {
     /// # Cancel safety
     /// As [`read_with`](Self::read_with).
     pub async fn write_with<R>(&self, mut write: impl FnMut(&T) -> io::Result<R>) -> io::Result<R> {
-        Ok(self.fd.io_op(Side::Write, 0, |io| Ok((write(io)?, ()))).await?.0)
+        Ok(self.fd.io_op(Side::Write, 0, |_| Ok((write(self.fd.io())?, ()))).await?.0)
     }
 
     /// Calls `read` once, if that is worth trying.
@@ -92,7 +92,7 @@ impl<T: AsFd> PollFd<T> {
     /// # Errors
     /// `WouldBlock` if it is not; otherwise as [`read_with`](Self::read_with).
     pub fn try_read_with<R>(&self, mut read: impl FnMut(&T) -> io::Result<R>) -> io::Result<R> {
-        Ok(self.fd.try_io(Side::Read, 0, |io| Ok((read(io)?, ())))?.0)
+        Ok(self.fd.try_io(Side::Read, 0, |_| Ok((read(self.fd.io())?, ())))?.0)
     }
 
     /// Calls `write` once, if that is worth trying.
@@ -100,7 +100,7 @@ impl<T: AsFd> PollFd<T> {
     /// # Errors
     /// `WouldBlock` if it is not; otherwise as [`write_with`](Self::write_with).
     pub fn try_write_with<R>(&self, mut write: impl FnMut(&T) -> io::Result<R>) -> io::Result<R> {
-        Ok(self.fd.try_io(Side::Write, 0, |io| Ok((write(io)?, ())))?.0)
+        Ok(self.fd.try_io(Side::Write, 0, |_| Ok((write(self.fd.io())?, ())))?.0)
     }
 
     read_side!();

@@ -1,43 +1,36 @@
 //! What all sockets share. Macros where it is public: to the outside, each socket is a type of its own.
 
-use super::fd::Fd;
-use crate::runtime::poll_gate::Side;
+use crate::runtime::poll_gate::{Gate, Side};
 use socket2::SockRef;
 use std::io;
 use std::net::Shutdown;
-use std::os::fd::AsFd;
 
 /// Whatever reaches a registered descriptor: a socket, half of one, a `PollFd`. Nobody else can implement it.
 pub trait HasFd {
-    /// The type of the descriptor.
-    type Io: AsFd;
-
     /// The descriptor, registered.
     #[doc(hidden)]
-    fn fd(&self) -> &Fd<Self::Io>;
+    fn fd(&self) -> &Gate;
 }
 
 /// Refuses operations from now on, wakes whoever waits, and tells the kernel, so that the peer hears of it at once.
-pub(crate) fn close(fd: &Fd<impl AsFd>) {
+pub(crate) fn close(fd: &Gate) {
     fd.unblock();
     // It fails only where the socket is shut down already, or has no peer.
-    let _ = SockRef::from(fd.io()).shutdown(Shutdown::Both);
+    let _ = SockRef::from(fd).shutdown(Shutdown::Both);
 }
 
 /// Ends one direction or both. Unix sockets make no edge of it for a write that waits for room, so this does.
-pub(crate) fn shutdown(fd: &Fd<impl AsFd>, how: Shutdown) -> io::Result<()> {
-    SockRef::from(fd.io()).shutdown(how)?;
-    fd.news(Side::Write);
+pub(crate) fn shutdown(fd: &Gate, how: Shutdown) -> io::Result<()> {
+    SockRef::from(fd).shutdown(how)?;
+    fd.finish(Side::Write, true);
     Ok(())
 }
 
 /// An `Fd` in a field of that name.
 macro_rules! has_fd {
-    (impl[$($g:tt)*] $t:ty: $io:ty) => {
+    (impl[$($g:tt)*] $t:ty) => {
         impl<$($g)*> HasFd for $t {
-            type Io = $io;
-
-            fn fd(&self) -> &Fd<$io> {
+            fn fd(&self) -> &Gate {
                 &self.fd
             }
         }
@@ -59,7 +52,7 @@ macro_rules! has_fd {
 /// What a socket has because it owns an `Fd` of std's type. It has to say how it is made of std's (`register`).
 macro_rules! owner {
     ($t:ident: $std:ty $(, before into_std: $release:path)?) => {
-        has_fd!(impl[] $t: $std);
+        has_fd!(impl[] $t);
 
         /// As std's type: the addresses and the descriptor.
         impl fmt::Debug for $t {
@@ -128,7 +121,7 @@ macro_rules! read_side {
         /// # Errors
         /// After `close`, and when the runtime is gone.
         pub fn set_read_deadline(&self, at: Option<Instant>) -> io::Result<()> {
-            self.fd().set_deadline(&[Side::Read], at)
+            self.fd().set_deadline(Side::Read, at)
         }
     };
 }
@@ -153,7 +146,7 @@ macro_rules! write_side {
         /// # Errors
         /// After `close`, and when the runtime is gone.
         pub fn set_write_deadline(&self, at: Option<Instant>) -> io::Result<()> {
-            self.fd().set_deadline(&[Side::Write], at)
+            self.fd().set_deadline(Side::Write, at)
         }
     };
 }
@@ -167,7 +160,8 @@ macro_rules! both_sides {
         /// # Errors
         /// After [`close`](Self::close), and when the runtime is gone.
         pub fn set_deadline(&self, at: Option<Instant>) -> io::Result<()> {
-            self.fd().set_deadline(&[Side::Read, Side::Write], at)
+            self.fd().set_deadline(Side::Read, at)?;
+            self.fd().set_deadline(Side::Write, at)
         }
     };
 }

@@ -169,7 +169,7 @@ pub(super) fn read(from: BorrowedFd<'_>, at: Option<&mut i64>, buf: &mut Vec<u8>
 pub(super) fn write(to: BorrowedFd<'_>, buf: &[u8]) -> io::Result<usize> {
     // SAFETY: the kernel reads at most so many bytes of `buf`.
     let write = || unsafe { libc::write(to.as_raw_fd(), buf.as_ptr().cast(), buf.len()) };
-    match sys::send(&to, buf) {
+    match sys::send(to, buf) {
         Err(e) if e.raw_os_error() == Some(libc::ENOTSOCK) => without_sigpipe(buf.len(), write),
         result => result,
     }

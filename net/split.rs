@@ -1,12 +1,11 @@
 //! The halves of a connection, which is a TCP one unless said otherwise.
 
-use super::fd::Fd;
 use super::socket::{self, HasFd, read_side, write_side};
 use super::stream::{async_read, async_write, reads, writes};
 use super::sys;
 use super::tcp::TcpStream;
 use super::unix::UnixStream;
-use crate::runtime::poll_gate::Side;
+use crate::runtime::poll_gate::{Gate, Side};
 use futures_io::{AsyncRead, AsyncWrite};
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -45,9 +44,7 @@ pub struct OwnedWriteHalf<S: HasFd = TcpStream> {
 macro_rules! half {
     ($reads_or_writes:ident: impl[$($g:tt)*] $t:ty) => {
         impl<$($g)*> HasFd for $t {
-            type Io = S::Io;
-
-            fn fd(&self) -> &Fd<S::Io> {
+            fn fd(&self) -> &Gate {
                 self.stream.fd()
             }
         }

@@ -276,18 +276,18 @@ macro_rules! listener {
             /// Safe: no connection is lost.
             pub async fn accept(&self) -> io::Result<($stream, $addr)> {
                 let (stream, addr) = self.fd.io_op(Side::Read, 1, |l| self.accept_from(l)).await?;
-                Ok(($stream { fd: self.fd.accepted(stream, $stream::SHORT_IS_SOUND)? }, addr))
+                Ok(($stream { fd: Fd::accepted(stream, $stream::SHORT_IS_SOUND, &self.fd)? }, addr))
             }
 
             /// The same, to be polled; every waker that polls is woken.
             pub fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<($stream, $addr)>> {
                 self.fd.poll_io(Side::Read, cx, None, 1, |l| self.accept_from(l)).map(|accepted| {
                     let (stream, addr) = accepted?;
-                    Ok(($stream { fd: self.fd.accepted(stream, $stream::SHORT_IS_SOUND)? }, addr))
+                    Ok(($stream { fd: Fd::accepted(stream, $stream::SHORT_IS_SOUND, &self.fd)? }, addr))
                 })
             }
 
-            fn accept_from(&self, listener: &net::$t) -> io::Result<(net::$stream, $addr)> {
+            fn accept_from(&self, listener: BorrowedFd<'_>) -> io::Result<(net::$stream, $addr)> {
                 self.backoff.accept(&self.fd, || sys::accept(listener))
             }
 
@@ -303,7 +303,7 @@ macro_rules! listener {
             /// # Errors
             /// After [`close`](Self::close), and when the runtime is gone.
             pub fn set_deadline(&self, at: Option<Instant>) -> io::Result<()> {
-                self.fd.set_deadline(&[Side::Read], at)
+                self.fd.set_deadline(Side::Read, at)
             }
 
             forward! {

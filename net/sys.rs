@@ -4,7 +4,7 @@ use socket2::{SockAddr, SockAddrStorage, SockRef};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::SocketAddr;
 use std::ops::Deref;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::SocketAddr as UnixAddr;
 use std::{array, mem, ptr};
@@ -24,26 +24,26 @@ pub(crate) fn check(result: impl TryInto<usize>) -> io::Result<usize> {
 }
 
 /// recv(2), on any kind of socket.
-pub(crate) fn recv(socket: &impl AsFd, buf: &mut [u8], flags: libc::c_int) -> io::Result<usize> {
+pub(crate) fn recv(socket: BorrowedFd<'_>, buf: &mut [u8], flags: libc::c_int) -> io::Result<usize> {
     // SAFETY: the kernel writes into the buffer, and not beyond it.
-    check(unsafe { libc::recv(socket.as_fd().as_raw_fd(), buf.as_mut_ptr().cast(), buf.len(), flags) })
+    check(unsafe { libc::recv(socket.as_raw_fd(), buf.as_mut_ptr().cast(), buf.len(), flags) })
 }
 
 /// readv(2), on any kind of socket.
-pub(crate) fn recv_vectored(socket: &impl AsFd, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+pub(crate) fn recv_vectored(socket: BorrowedFd<'_>, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
     let count = bufs.len().min(MAX_BUFFERS) as libc::c_int;
     // SAFETY: an `IoSliceMut` is an iovec to the kernel, which writes into the first `count` buffers only.
-    check(unsafe { libc::readv(socket.as_fd().as_raw_fd(), bufs.as_mut_ptr().cast(), count) })
+    check(unsafe { libc::readv(socket.as_raw_fd(), bufs.as_mut_ptr().cast(), count) })
 }
 
 /// send(2), without the SIGPIPE that std's write(2) on a Unix socket can raise (trap P26).
-pub(crate) fn send(socket: &impl AsFd, buf: &[u8]) -> io::Result<usize> {
-    SockRef::from(socket).send_with_flags(buf, libc::MSG_NOSIGNAL)
+pub(crate) fn send(socket: BorrowedFd<'_>, buf: &[u8]) -> io::Result<usize> {
+    SockRef::from(&socket).send_with_flags(buf, libc::MSG_NOSIGNAL)
 }
 
 /// sendmsg(2), where std has writev(2), for the same reason.
-pub(crate) fn send_vectored(socket: &impl AsFd, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
-    SockRef::from(socket).send_vectored_with_flags(bufs, libc::MSG_NOSIGNAL)
+pub(crate) fn send_vectored(socket: BorrowedFd<'_>, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+    SockRef::from(&socket).send_vectored_with_flags(bufs, libc::MSG_NOSIGNAL)
 }
 
 /// An address as std has it.
@@ -74,13 +74,13 @@ fn std_addr<A: Addr>(addr: &SockAddr) -> io::Result<A> {
 }
 
 /// accept4(2): the connection, already not blocking and close-on-exec, so that it costs no further call.
-pub(crate) fn accept<S: From<OwnedFd>, A: Addr>(listener: &impl AsFd) -> io::Result<(S, A)> {
+pub(crate) fn accept<S: From<OwnedFd>, A: Addr>(listener: BorrowedFd<'_>) -> io::Result<(S, A)> {
     let mut fd = -1;
     // SAFETY: `try_init` gives room for any address; accept4 writes at most `len` bytes and says how many.
     let ((), addr) = unsafe {
         SockAddr::try_init(|addr, len| {
             let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-            fd = libc::accept4(listener.as_fd().as_raw_fd(), addr.cast(), len, flags);
+            fd = libc::accept4(listener.as_raw_fd(), addr.cast(), len, flags);
             check(fd).map(drop)
         })?
     };
@@ -129,7 +129,7 @@ fn received<A: Addr>(header: &libc::msghdr, len: usize, name: SockAddrStorage) -
 
 /// recvmsg(2): one datagram.
 pub(crate) fn recv_msg<A: Addr>(
-    socket: &impl AsFd,
+    socket: BorrowedFd<'_>,
     bufs: &mut [IoSliceMut<'_>],
     flags: libc::c_int,
 ) -> io::Result<Received<A>> {
@@ -137,13 +137,13 @@ pub(crate) fn recv_msg<A: Addr>(
     let iov = bufs.as_mut_ptr().cast_const().cast();
     let mut header = header(&raw mut name, name.size_of(), iov, bufs.len().min(MAX_BUFFERS));
     // SAFETY: the header has a name and buffers that are exclusively ours, and no more of them than there are.
-    let len = check(unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &mut header, flags) })?;
+    let len = check(unsafe { libc::recvmsg(socket.as_raw_fd(), &mut header, flags) })?;
     received(&header, len, name)
 }
 
 /// recvmmsg(2): as many datagrams as are there, each into a buffer of its own.
 pub(crate) fn recv_many<A: Addr>(
-    socket: &impl AsFd,
+    socket: BorrowedFd<'_>,
     bufs: &mut [IoSliceMut<'_>],
     done: &mut Vec<Received<A>>,
 ) -> io::Result<usize> {
@@ -155,7 +155,7 @@ pub(crate) fn recv_many<A: Addr>(
         libc::mmsghdr { msg_hdr: header(name, name.size_of(), iov, 1), msg_len: 0 }
     });
     let len = bufs.len().min(DATAGRAMS) as libc::c_uint;
-    let (fd, headers_ptr) = (socket.as_fd().as_raw_fd(), headers.as_mut_ptr());
+    let (fd, headers_ptr) = (socket.as_raw_fd(), headers.as_mut_ptr());
     // SAFETY: each of the first `len` headers has a name and a buffer that are exclusively ours.
     let len = check(unsafe { libc::recvmmsg(fd, headers_ptr, len, 0, ptr::null_mut()) })?;
     for (header, name) in headers.iter().zip(names).take(len) {
@@ -165,7 +165,7 @@ pub(crate) fn recv_many<A: Addr>(
 }
 
 /// sendmmsg(2): as many datagrams as there is room for, each to an address of its own or to the socket's peer.
-pub(crate) fn send_many(socket: &impl AsFd, datagrams: &[(IoSlice<'_>, Option<SocketAddr>)]) -> io::Result<usize> {
+pub(crate) fn send_many(socket: BorrowedFd<'_>, datagrams: &[(IoSlice<'_>, Option<SocketAddr>)]) -> io::Result<usize> {
     let names: [_; DATAGRAMS] = array::from_fn(|i| datagrams.get(i).and_then(|(_, addr)| addr.map(SockAddr::from)));
     let mut headers: [_; DATAGRAMS] = array::from_fn(|i| {
         let iov = datagrams.get(i).map_or(ptr::null(), |(buf, _)| &raw const *buf);
@@ -173,17 +173,17 @@ pub(crate) fn send_many(socket: &impl AsFd, datagrams: &[(IoSlice<'_>, Option<So
         libc::mmsghdr { msg_hdr: header(name.cast(), name_len, iov, 1), msg_len: 0 }
     });
     let len = datagrams.len().min(DATAGRAMS) as libc::c_uint;
-    let (fd, headers_ptr) = (socket.as_fd().as_raw_fd(), headers.as_mut_ptr());
+    let (fd, headers_ptr) = (socket.as_raw_fd(), headers.as_mut_ptr());
     // SAFETY: each of the first `len` headers has a buffer and either a name or none; the kernel reads them only. (musl
     // has the flags without a sign.)
     check(unsafe { libc::sendmmsg(fd, headers_ptr, len, libc::MSG_NOSIGNAL as _) })
 }
 
 /// SO_PEERCRED.
-pub(crate) fn peer_cred(socket: &impl AsFd) -> io::Result<libc::ucred> {
+pub(crate) fn peer_cred(socket: BorrowedFd<'_>) -> io::Result<libc::ucred> {
     let mut cred = libc::ucred { pid: 0, uid: 0, gid: 0 };
     let mut len = size_of::<libc::ucred>() as libc::socklen_t;
-    let (fd, room) = (socket.as_fd().as_raw_fd(), (&raw mut cred).cast());
+    let (fd, room) = (socket.as_raw_fd(), (&raw mut cred).cast());
     // SAFETY: there are `len` bytes of room, which take any value.
     check(unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, room, &mut len) })?;
     Ok(cred)

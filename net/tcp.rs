@@ -7,7 +7,7 @@ use super::resolve::{ToSocketAddrs, first};
 use super::socket::{self, HasFd, both_sides, forward, has_fd, owner, read_side, write_side};
 use super::stream::{async_read, async_write, listener, reads, stream, writes};
 use super::sys;
-use crate::runtime::poll_gate::{Closed, Side, Start};
+use crate::runtime::poll_gate::{Closed, Gate, Side, Start};
 use futures_core::Stream;
 use futures_io::{AsyncRead, AsyncWrite};
 use socket2::SockRef;

@@ -5,7 +5,7 @@ use super::fd::Fd;
 use super::resolve::{ToSocketAddrs, first, no_address};
 use super::socket::{self, HasFd, both_sides, forward, has_fd, owner, read_side, write_side};
 use super::sys::{self, Received};
-use crate::runtime::poll_gate::{Side, Start};
+use crate::runtime::poll_gate::{Gate, Side, Start};
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{self, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -70,7 +70,7 @@ impl UdpSocket {
     /// Safe: if the future is dropped before it is ready, nothing was sent.
     pub async fn send_to<A: ToSocketAddrs>(&self, buf: &[u8], addr: A) -> io::Result<usize> {
         let addr = addr.resolve().await?.next().ok_or_else(|| no_address("send to"))?;
-        self.fd.io_op(Side::Write, buf.len(), |s| s.send_to(buf, addr)).await
+        self.fd.io_op(Side::Write, buf.len(), |_| self.fd.io().send_to(buf, addr)).await
     }
 
     /// Sends a datagram, if there is room.
@@ -78,7 +78,7 @@ impl UdpSocket {
     /// # Errors
     /// `WouldBlock` if there is none; otherwise as [`send`](Self::send).
     pub fn try_send_to(&self, buf: &[u8], addr: SocketAddr) -> io::Result<usize> {
-        self.fd.try_io(Side::Write, buf.len(), |s| s.send_to(buf, addr))
+        self.fd.try_io(Side::Write, buf.len(), |_| self.fd.io().send_to(buf, addr))
     }
 
     /// Receives as many datagrams as are there, at most 32, by one system call, each into a buffer of its own, waiting

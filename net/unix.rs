@@ -8,7 +8,7 @@ use super::listen::Backoff;
 use super::socket::{self, HasFd, both_sides, forward, has_fd, owner, read_side, write_side};
 use super::stream::{async_read, async_write, listener, reads, stream, writes};
 use super::sys::{self, Received};
-use crate::runtime::poll_gate::{Closed, Side, Start};
+use crate::runtime::poll_gate::{Closed, Gate, Side, Start};
 use crate::runtime::time::sleep;
 use futures_core::Stream;
 use futures_io::{AsyncRead, AsyncWrite};
@@ -105,7 +105,7 @@ impl UnixListener {
         socket::close(&self.fd);
         // New ones are refused by now. Those in the queue feel neither shutdown(2) nor listen(2): only the last close(2) of
         // the listener ends them, or an accept, which needs a descriptor.
-        while sys::accept::<OwnedFd, SocketAddr>(self.fd.io()).is_ok() {}
+        while sys::accept::<OwnedFd, SocketAddr>(self.as_fd()).is_ok() {}
     }
 
     fn register(listener: net::UnixListener) -> io::Result<Self> {
@@ -227,7 +227,7 @@ impl UnixStream {
     /// # Errors
     /// What getsockopt(2) says.
     pub fn peer_cred(&self) -> io::Result<UCred> {
-        let libc::ucred { pid, uid, gid } = sys::peer_cred(self.fd.io())?;
+        let libc::ucred { pid, uid, gid } = sys::peer_cred(self.as_fd())?;
         Ok(UCred { pid, uid, gid })
     }
 
@@ -366,7 +366,7 @@ impl UnixDatagram {
         // that it frees, unix_write_space in net/unix/af_unix.c). So edges do not count: it is asked every 10 ms. A
         // refusal says nothing of other receivers, so whoever sends to those has the turn meanwhile.
         loop {
-            let send = |s: &net::UnixDatagram| match s.send_to_addr(buf, addr) {
+            let send = |_: BorrowedFd<'_>| match self.fd.io().send_to_addr(buf, addr) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok((None, ())),
                 sent => Ok((Some(sent?), ())),
             };
@@ -383,7 +383,7 @@ impl UnixDatagram {
     /// `WouldBlock` if there is none; otherwise as [`send_to`](Self::send_to).
     pub fn try_send_to(&self, buf: &[u8], path: impl AsRef<Path>) -> io::Result<usize> {
         let addr = addr_of(path.as_ref())?;
-        self.fd.try_io(Side::Write, buf.len(), |s| s.send_to_addr(buf, &addr))
+        self.fd.try_io(Side::Write, buf.len(), |_| self.fd.io().send_to_addr(buf, &addr))
     }
 
     /// Ends one direction or both.

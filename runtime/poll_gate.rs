@@ -6,10 +6,10 @@ use super::netpoll::slot::Slot;
 use super::proc::Sched;
 use super::runtime::Handle;
 use super::timer::NEVER;
-use super::wake_list::WakeList;
+use super::wake_list::{SlotId, WakeList};
 use std::fmt;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::task::Waker;
@@ -26,12 +26,15 @@ pub(crate) enum Side {
     WriteLock,
 }
 
-/// A descriptor's registration with a netpoller, which it keeps alive.
-pub(crate) struct Gate {
+/// A descriptor's registration with a netpoller, which it keeps alive. Dropping it ends it: Go's `runtime_pollClose`.
+#[allow(missing_debug_implementations, reason = "nobody can name it")]
+pub struct Gate {
     netpoll: Arc<Netpoll>,
     /// Stays where it is while `netpoll` lives.
     desc: NonNull<PollDesc>,
-    token: Token,
+    fd: BorrowedFd<'static>,
+    /// A short transfer shows that the kernel was drained. True of TCP alone: traps P14, P25.
+    pub(crate) short_is_sound: bool,
 }
 
 // SAFETY: `desc` is a shared borrow of a Sync type, valid for as long as `netpoll` is held.
@@ -76,27 +79,24 @@ impl From<Shut> for io::Error {
 }
 
 impl Gate {
-    /// Registers a descriptor with the current runtime, or, outside of one, with that of `by`. Go's `runtime_pollOpen`.
-    pub(crate) fn open(fd: BorrowedFd<'_>, read: Start, write: Start, by: Option<&Gate>) -> io::Result<Gate> {
+    /// Registers a descriptor, which outlives the gate, with the current runtime, or, outside of one, with that of `by`.
+    /// Go's `runtime_pollOpen`.
+    pub(crate) fn open(
+        fd: BorrowedFd<'static>,
+        read: Start,
+        write: Start,
+        short_is_sound: bool,
+        by: Option<&Gate>,
+    ) -> io::Result<Gate> {
         let netpoll = Handle::netpoll("a socket", by.map(|gate| &gate.netpoll));
-        match netpoll.open(fd, read, write)? {
-            None => Err(Shut::Gone.into()),
-            Some(token) => {
-                let desc = NonNull::from(netpoll.desc(token));
-                Ok(Gate { netpoll, desc, token })
-            }
-        }
-    }
-
-    /// Ends the registration, before the descriptor is closed. Go's `runtime_pollClose`.
-    pub(crate) fn close(&self, fd: BorrowedFd<'_>) {
-        self.netpoll.close(fd, self.token);
+        let token = netpoll.open(fd, read, write)?.ok_or(Shut::Gone)?;
+        let desc = NonNull::from(netpoll.desc(token));
+        Ok(Gate { netpoll, desc, fd, short_is_sound })
     }
 
     /// Refuses every operation from now on and wakes all that wait. Go's `runtime_pollUnblock`.
     pub(crate) fn unblock(&self) {
-        // SAFETY: see `slot`.
-        self.serve(|list| unsafe { self.desc.as_ref() }.shut(self.token.fdseq, Shut::Closed, list));
+        self.serve(|list| self.desc().shut(self.id(Side::Read).fdseq, Shut::Closed, list));
     }
 
     /// Until when operations of that direction may wait. Go's `runtime_pollSetDeadline`.
@@ -106,7 +106,7 @@ impl Gate {
         match self.slot(side).ready() {
             Err(shut @ (Shut::Closed | Shut::Gone)) => Err(shut.into()),
             _ => {
-                self.serve(|list| self.netpoll.set_deadline(self.token, side != Side::Read, when, list));
+                self.serve(|list| self.netpoll.set_deadline(self.token(), side != Side::Read, when, list));
                 Ok(())
             }
         }
@@ -115,7 +115,7 @@ impl Gate {
     /// After that time an operation is worth another try, whatever the kernel says.
     pub(crate) fn retry_after(&self, side: Side, time: Duration) {
         let when = self.netpoll.clock.when(Instant::now() + time);
-        self.netpoll.retry_at(self.slot(side).name(self.token.fdseq), when);
+        self.netpoll.retry_at(self.id(side), when);
     }
 
     /// The same after half to all of that time: whoever asks at about the same time gets the same moment, so that one edge
@@ -123,7 +123,7 @@ impl Gate {
     pub(crate) fn retry_together(&self, side: Side, time: Duration) -> u64 {
         let half = time.as_nanos() as u64 / 2;
         let when = (self.netpoll.clock.now() / half + 2) * half;
-        self.netpoll.retry_at(self.slot(side).name(self.token.fdseq), when);
+        self.netpoll.retry_at(self.id(side), when);
         when
     }
 
@@ -147,7 +147,7 @@ impl Gate {
     }
 
     /// Is there anything to try for? Observes only.
-    pub(crate) fn ready(&self, side: Side) -> io::Result<bool> {
+    pub(crate) fn is_ready(&self, side: Side) -> io::Result<bool> {
         Ok(self.slot(side).ready()?)
     }
 
@@ -181,13 +181,41 @@ impl Gate {
     }
 
     #[inline]
-    fn slot(&self, side: Side) -> &Slot {
+    fn desc(&self) -> &PollDesc {
         // SAFETY: descriptors are type-stable: they live as long as the netpoller, which is held.
-        let desc = unsafe { self.desc.as_ref() };
+        unsafe { self.desc.as_ref() }
+    }
+
+    #[inline]
+    fn slot(&self, side: Side) -> &Slot {
+        let desc = self.desc();
         match side {
             Side::Read => &desc.read,
             Side::Write => &desc.write,
             Side::WriteLock => &desc.write_lock,
         }
+    }
+
+    /// The slot's name in this generation, which lasts as long as the gate.
+    fn id(&self, side: Side) -> SlotId {
+        let slot = self.slot(side);
+        slot.name(slot.fdseq())
+    }
+
+    fn token(&self) -> Token {
+        let SlotId { slot, fdseq } = self.id(Side::Read);
+        Token { index: slot / 4, fdseq }
+    }
+}
+
+impl AsFd for Gate {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.netpoll.close(self.fd, self.token());
     }
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::net::fd::Fd;
 use crate::runtime::poll_gate::Start;
 use crate::runtime::runtime::{Builder, Runtime};
 
