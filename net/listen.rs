@@ -9,7 +9,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Go's default for the silence after which a peer is probed.
 pub(crate) const KEEPALIVE: Duration = Duration::from_secs(15);
@@ -150,22 +150,18 @@ impl fmt::Debug for Control {
 /// and not before, however many connections make edges meanwhile. All acceptors share it, and a success ends it.
 ///
 /// The waiting itself is the slot's, so that a close and a deadline end it as any other.
+#[derive(Default)]
 pub(crate) struct Backoff {
-    start: Instant,
-    /// The pause: its length in ms, in the low 16 bits, and above, when it ends, in ms from `start`; 0 without one.
+    /// The pause: its length in ms, in the low 16 bits, and above, when it ends, in ms of the gate's clock; 0 without one.
     /// Relaxed: whoever loses a race for it is woken by what the winner does next, a success or a timer.
     pause: AtomicU64,
 }
 
 impl Backoff {
-    pub(crate) fn new() -> Self {
-        Backoff { start: Instant::now(), pause: AtomicU64::new(0) }
-    }
-
     /// An accept call of the listener `fd`, to be made inside its EAGAIN loop: Go's `poll.FD.Accept`.
     pub(crate) fn accept<R>(&self, fd: &Gate, mut accept: impl FnMut() -> io::Result<R>) -> io::Result<R> {
         let pause = self.pause.load(Ordering::Relaxed);
-        if pause != 0 && self.now() < pause >> 16 {
+        if pause != 0 && fd.now() / MS < pause >> 16 {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         loop {
@@ -183,19 +179,17 @@ impl Backoff {
             }
         }
         let length = next_pause(pause & 0xffff);
-        let next = (self.now() + length) << 16 | length;
+        let end = fd.now().div_ceil(MS) + length;
         // Only one of several that fail at once begins the pause.
-        if self.pause.compare_exchange(pause, next, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-            fd.retry_after(Side::Read, Duration::from_millis(length));
+        if self.pause.compare_exchange(pause, end << 16 | length, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            fd.retry_at(Side::Read, end * MS);
         }
         Err(io::ErrorKind::WouldBlock.into())
     }
-
-    /// Milliseconds, rounded down: the timer, which counts from later, does not come before the pause has ended.
-    fn now(&self) -> u64 {
-        self.start.elapsed().as_millis() as u64
-    }
 }
+
+/// A millisecond of the gate's clock.
+const MS: u64 = 1_000_000;
 
 /// In ms, as in net/http's `Server.Serve`.
 fn next_pause(last: u64) -> u64 {

@@ -60,7 +60,7 @@ impl TcpListener {
 
     fn register(listener: net::TcpListener) -> io::Result<Self> {
         let fd = Fd::new(listener, Start::Try, Start::Nil, false)?;
-        Ok(TcpListener { fd, backoff: Backoff::new() })
+        Ok(TcpListener { fd, backoff: Backoff::default() })
     }
 
     /// Stops listening and wakes whoever waits; connections that nobody has taken are reset. Calling it again does

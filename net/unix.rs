@@ -110,7 +110,7 @@ impl UnixListener {
 
     fn register(listener: net::UnixListener) -> io::Result<Self> {
         let fd = Fd::new(listener, Start::Try, Start::Nil, false)?;
-        Ok(UnixListener { unlink: Unlink::default(), fd, backoff: Backoff::new() })
+        Ok(UnixListener { unlink: Unlink::default(), fd, backoff: Backoff::default() })
     }
 
     /// Whoever has it as std's has the path too.

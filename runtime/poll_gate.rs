@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::task::Waker;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 pub(crate) use super::netpoll::slot::{Begin, Shut, Start, Ticket, Waiter};
 
@@ -112,24 +112,14 @@ impl Gate {
         }
     }
 
-    /// After that time an operation is worth another try, whatever the kernel says.
-    pub(crate) fn retry_after(&self, side: Side, time: Duration) {
-        let when = self.netpoll.clock.when(Instant::now() + time);
+    /// At that time an operation is worth another try, whatever the kernel says. By the gate's clock: see `now`.
+    pub(crate) fn retry_at(&self, side: Side, when: u64) {
         self.netpoll.retry_at(self.id(side), when);
     }
 
-    /// The same after half to all of that time: whoever asks at about the same time gets the same moment, so that one edge
-    /// serves them all. Returns it, for `has_come`.
-    pub(crate) fn retry_together(&self, side: Side, time: Duration) -> u64 {
-        let half = time.as_nanos() as u64 / 2;
-        let when = (self.netpoll.clock.now() / half + 2) * half;
-        self.netpoll.retry_at(self.id(side), when);
-        when
-    }
-
-    /// Has this moment come?
-    pub(crate) fn has_come(&self, when: u64) -> bool {
-        self.netpoll.clock.has_come(when)
+    /// The nanoseconds of the gate's clock.
+    pub(crate) fn now(&self) -> u64 {
+        self.netpoll.clock.now()
     }
 
     /// May an operation make its system call?
