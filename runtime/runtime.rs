@@ -103,17 +103,14 @@ impl Builder {
 
 fn procs(workers: Option<usize>) -> io::Result<u32> {
     let valid = |n: usize| u32::try_from(n).ok().filter(|n| (1..=4096).contains(n));
-    let invalid = |text| Err(io::Error::new(io::ErrorKind::InvalidInput, text));
-    if let Some(n) = workers {
-        return valid(n).map_or_else(|| invalid(format!("workers({n}): want a number from 1 to 4096")), Ok);
-    }
-    match std::env::var_os("GOPARK_PROCS") {
-        None => Ok(thread::available_parallelism().ok().and_then(|n| valid(n.get())).unwrap_or(1)),
-        Some(text) => text.to_str().and_then(|t| t.trim().parse().ok()).and_then(valid).map_or_else(
-            || invalid(format!("GOPARK_PROCS={}: want a number from 1 to 4096", text.to_string_lossy())),
-            Ok,
-        ),
-    }
+    let env = std::env::var_os("GOPARK_PROCS").map(|text| text.to_string_lossy().into_owned());
+    let (asked, how) = match (workers, env) {
+        (Some(n), _) => (Some(n), format!("workers({n})")),
+        (None, Some(text)) => (text.trim().parse().ok(), format!("GOPARK_PROCS={text}")),
+        (None, None) => return Ok(thread::available_parallelism().ok().and_then(|n| valid(n.get())).unwrap_or(1)),
+    };
+    let invalid = || io::Error::new(io::ErrorKind::InvalidInput, format!("{how}: want a number from 1 to 4096"));
+    asked.and_then(valid).ok_or_else(invalid)
 }
 
 impl fmt::Debug for Builder {
@@ -269,10 +266,8 @@ impl Handle {
     /// # Panics
     /// Outside a runtime.
     pub fn current() -> Handle {
-        match Handle::try_current() {
-            Some(handle) => handle,
-            None => outside("Handle::current"),
-        }
+        let Some(handle) = Handle::try_current() else { outside("Handle::current") };
+        handle
     }
 
     /// The runtime that the calling code runs in, if any.
@@ -346,10 +341,8 @@ impl Handle {
     /// The heap for a timer of the current runtime.
     #[track_caller]
     pub(crate) fn timer_heap(who: &str) -> Arc<TimerHeap> {
-        match with_sched(|sched| sched.map(|sched| sched.timer_heap().clone())) {
-            Some(heap) => heap,
-            None => outside(who),
-        }
+        let Some(heap) = with_sched(|sched| sched.map(|sched| sched.timer_heap().clone())) else { outside(who) };
+        heap
     }
 
     /// The netpoller of the current runtime; outside of one, `otherwise`.
@@ -484,10 +477,8 @@ pub fn run<F: Future<Output: Send> + Send + 'static>(future: F) -> F::Output {
 #[track_caller]
 pub fn spawn<F: Future<Output: Send> + Send + 'static>(future: F) -> JoinHandle<F::Output> {
     let at = Location::caller();
-    match with_sched(|sched| sched.map(|sched| sched.spawn(future, false, at))) {
-        Some(handle) => handle,
-        None => outside("spawn"),
-    }
+    let Some(handle) = with_sched(|sched| sched.map(|sched| sched.spawn(future, false, at))) else { outside("spawn") };
+    handle
 }
 
 /// Runs a closure that may block on a thread of its own. See [`Handle::spawn_blocking`].
@@ -505,10 +496,10 @@ pub fn spawn<F: Future<Output: Send> + Send + 'static>(future: F) -> JoinHandle<
 #[track_caller]
 pub fn spawn_blocking<F: FnOnce() -> R + Send + 'static, R: Send + 'static>(f: F) -> JoinHandle<R> {
     let (task, at) = (BlockingTask::new(f), Location::caller());
-    match with_sched(|sched| sched.map(|sched| sched.spawn(task, true, at))) {
-        Some(handle) => handle,
-        None => outside("spawn_blocking"),
-    }
+    let Some(handle) = with_sched(|sched| sched.map(|sched| sched.spawn(task, true, at))) else {
+        outside("spawn_blocking")
+    };
+    handle
 }
 
 /// Lets other tasks run: goes to the back of the queue. Go's `runtime.Gosched`.
