@@ -275,20 +275,18 @@ macro_rules! listener {
             /// # Cancel safety
             /// Safe: no connection is lost.
             pub async fn accept(&self) -> io::Result<($stream, $addr)> {
-                let (stream, addr) = self.fd.io_op(Side::Read, 1, |l| self.accept_from(l)).await?;
-                Ok(($stream { fd: Fd::accepted(stream, $stream::SHORT_IS_SOUND, &self.fd)? }, addr))
+                self.fd.io_op(Side::Read, 1, |l| self.accept_from(l)).await
             }
 
             /// The same, to be polled; every waker that polls is woken.
             pub fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<($stream, $addr)>> {
-                self.fd.poll_io(Side::Read, cx, None, 1, |l| self.accept_from(l)).map(|accepted| {
-                    let (stream, addr) = accepted?;
-                    Ok(($stream { fd: Fd::accepted(stream, $stream::SHORT_IS_SOUND, &self.fd)? }, addr))
-                })
+                self.fd.poll_io(Side::Read, cx, None, 1, |l| self.accept_from(l))
             }
 
-            fn accept_from(&self, listener: BorrowedFd<'_>) -> io::Result<(net::$stream, $addr)> {
-                self.backoff.accept(&self.fd, || sys::accept(listener))
+            fn accept_from(&self, listener: BorrowedFd<'_>) -> io::Result<($stream, $addr)> {
+                let (stream, addr) = self.backoff.accept(&self.fd, || sys::accept(listener))?;
+                // Outside of that: what registering lacks is no reason for the listener to pause.
+                Ok(($stream { fd: Fd::accepted(stream, $stream::SHORT_IS_SOUND, &self.fd)? }, addr))
             }
 
             /// The connections as a stream. It ends after [`close`](Self::close).
