@@ -359,10 +359,9 @@ impl<'a> Flow<'a> {
             }),
             From::File(file, at) => Poll::Ready(splice::read(file.as_fd(), at.as_mut(), &mut buf.0, max)),
         };
-        if let Poll::Ready(Ok(n)) = polled {
-            self.hold(Held::Buffer(buf), n);
-        }
-        polled
+        let n = ready!(polled)?;
+        self.hold(Held::Buffer(buf), n);
+        Poll::Ready(Ok(n))
     }
 
     fn splice(&mut self, cx: &mut Context<'_>, max: usize) -> Poll<io::Result<usize>> {
@@ -378,10 +377,9 @@ impl<'a> Flow<'a> {
             // At an urgent mark, too, splice(2) sees nothing or the end, and never gets past it (trap P25). A read does.
             _ => splice::read(fd, None, &mut buf.0, max),
         });
-        if let Poll::Ready(Ok(n)) = polled {
-            self.hold(if buf.0.is_empty() { Held::Pipe(pipe) } else { Held::Buffer(buf) }, n);
-        }
-        polled
+        let n = ready!(polled)?;
+        self.hold(if buf.0.is_empty() { Held::Pipe(pipe) } else { Held::Buffer(buf) }, n);
+        Poll::Ready(Ok(n))
     }
 
     fn send_file(&mut self, cx: &mut Context<'_>, max: usize) -> Poll<io::Result<usize>> {
@@ -389,10 +387,9 @@ impl<'a> Flow<'a> {
         let polled = self
             .to
             .poll_io(Side::Write, cx, Some(&mut self.ticket), 0, |fd| splice::send_file(fd, file, at.as_mut(), max));
-        if let Poll::Ready(Ok(n)) = polled {
-            self.delivered(n, cx);
-        }
-        polled
+        let n = ready!(polled)?;
+        self.delivered(n, cx);
+        Poll::Ready(Ok(n))
     }
 
     /// Has taken `n` bytes, and learns from their number how to go on.

@@ -118,7 +118,7 @@ macro_rules! datagram {
             }
 
             fn register(socket: net::$t) -> io::Result<Self> {
-                Ok($t { fd: Fd::new(socket, Start::Try, Start::Try, false)? })
+                Ok($t { fd: Fd::new(socket, Start::Try, Start::Try, false, None)? })
             }
 
             forward! {

@@ -10,6 +10,7 @@ use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::BorrowedFd;
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -81,7 +82,7 @@ impl Dialer {
         /// Called with each socket and the address it is to connect to, when the other settings have been made and
         /// before it is bound or connected. An error gives the address up.
         fn control(hook: impl Fn(BorrowedFd<'_>, SocketAddr) -> io::Result<()> + Send + Sync + 'static) {
-            control = Control::new(hook)
+            control = Control(Some(Arc::new(hook)))
         }
     }
 
@@ -172,7 +173,7 @@ impl Dialer {
         };
         // Registered only now: a socket that is not connecting yet counts as hung up. What is to come makes an edge.
         let start = if connecting { Start::Nil } else { Start::Try };
-        let fd = Fd::new(TcpStream::from(socket), start, start, true)?;
+        let fd = Fd::new(TcpStream::from(socket), start, start, true, None)?;
         if connecting {
             fd.set_deadline(Side::Write, deadline)?;
             connected(&fd).await?;

@@ -58,25 +58,14 @@ impl<A, B> Transfer for (A, B) {}
 impl<A> Transfer for Received<A> {}
 
 impl<T: AsFd> Fd<T> {
-    /// Registers `io`, which must not block.
-    pub(crate) fn new(io: T, read: Start, write: Start, short_is_sound: bool) -> io::Result<Self> {
-        Self::open(io, read, write, short_is_sound, None)
-    }
-
-    /// The same for a connection that a listener has accepted, perhaps on an executor that knows no runtime.
-    pub(crate) fn accepted(io: T, short_is_sound: bool, listener: &Gate) -> io::Result<Self> {
-        Self::open(io, Start::Try, Start::Try, short_is_sound, Some(listener))
-    }
-
-    fn open(io: T, read: Start, write: Start, short_is_sound: bool, by: Option<&Gate>) -> io::Result<Self> {
+    /// Registers `io`, which must not block, where [`Gate::open`] says.
+    pub(crate) fn new(io: T, read: Start, write: Start, short_is_sound: bool, by: Option<&Gate>) -> io::Result<Self> {
         // SAFETY: `io` keeps it open: it goes after the gate, what it may have borrowed outlives both, and nobody gets more
         // of it before than a shared borrow.
         let fd = unsafe { BorrowedFd::borrow_raw(io.as_fd().as_raw_fd()) };
         Ok(Fd { gate: Gate::open(fd, read, write, short_is_sound, by)?, io, _outlived: Outlived(PhantomData) })
     }
-}
 
-impl<T> Fd<T> {
     pub(crate) fn io(&self) -> &T {
         &self.io
     }

@@ -82,7 +82,7 @@ impl ListenConfig {
         /// Called with each socket and the address it is for, when the other settings have been made and before it is
         /// bound. An error gives the address up.
         fn control(hook: impl Fn(BorrowedFd<'_>, SocketAddr) -> io::Result<()> + Send + Sync + 'static) {
-            control = Control::new(hook)
+            control = Control(Some(Arc::new(hook)))
         }
     }
 
@@ -127,13 +127,9 @@ type Hook = dyn Fn(BorrowedFd<'_>, SocketAddr) -> io::Result<()> + Send + Sync;
 
 /// The user's hook that sees a socket before it is bound: Go's `Control`.
 #[derive(Clone, Default)]
-pub(crate) struct Control(Option<Arc<Hook>>);
+pub(crate) struct Control(pub(crate) Option<Arc<Hook>>);
 
 impl Control {
-    pub(crate) fn new(hook: impl Fn(BorrowedFd<'_>, SocketAddr) -> io::Result<()> + Send + Sync + 'static) -> Self {
-        Control(Some(Arc::new(hook)))
-    }
-
     pub(crate) fn call(&self, socket: &Socket, addr: SocketAddr) -> io::Result<()> {
         self.0.as_ref().map_or(Ok(()), |hook| hook(socket.as_fd(), addr))
     }

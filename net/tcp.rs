@@ -59,7 +59,7 @@ impl TcpListener {
     }
 
     fn register(listener: net::TcpListener) -> io::Result<Self> {
-        let fd = Fd::new(listener, Start::Try, Start::Nil, false)?;
+        let fd = Fd::new(listener, Start::Try, Start::Nil, false, None)?;
         Ok(TcpListener { fd, backoff: Backoff::default() })
     }
 
@@ -100,7 +100,7 @@ impl TcpStream {
     pub(super) const SHORT_IS_SOUND: bool = true;
 
     fn register(stream: net::TcpStream) -> io::Result<Self> {
-        Ok(TcpStream { fd: Fd::new(stream, Start::Try, Start::Try, Self::SHORT_IS_SOUND)? })
+        Ok(TcpStream { fd: Fd::new(stream, Start::Try, Start::Try, Self::SHORT_IS_SOUND, None)? })
     }
 
     forward! {

@@ -109,7 +109,7 @@ impl UnixListener {
     }
 
     fn register(listener: net::UnixListener) -> io::Result<Self> {
-        let fd = Fd::new(listener, Start::Try, Start::Nil, false)?;
+        let fd = Fd::new(listener, Start::Try, Start::Nil, false, None)?;
         Ok(UnixListener { unlink: Unlink::default(), fd, backoff: Backoff::default() })
     }
 
@@ -235,7 +235,7 @@ impl UnixStream {
     const SHORT_IS_SOUND: bool = false;
 
     fn register(stream: net::UnixStream) -> io::Result<Self> {
-        Ok(UnixStream { fd: Fd::new(stream, Start::Try, Start::Try, Self::SHORT_IS_SOUND)? })
+        Ok(UnixStream { fd: Fd::new(stream, Start::Try, Start::Try, Self::SHORT_IS_SOUND, None)? })
     }
 }
 

@@ -99,7 +99,8 @@ impl Gate {
         self.serve(|list| self.desc().shut(self.id(Side::Read).fdseq, Shut::Closed, list));
     }
 
-    /// Until when operations of that direction may wait. Go's `runtime_pollSetDeadline`.
+    /// Until when operations of that direction may wait. One that has passed counts until it is set anew. Go's
+    /// `runtime_pollSetDeadline`.
     #[inline]
     pub(crate) fn set_deadline(&self, side: Side, at: Option<Instant>) -> io::Result<()> {
         let when = at.map_or(NEVER, |at| self.netpoll.clock.when(at));
