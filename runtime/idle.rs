@@ -117,10 +117,7 @@ impl Idle {
     /// An M that has lost its P goes to rest; it takes an idle P instead, if there is one.
     pub(crate) fn rest(&self, m: MId) -> Result<PId, Role> {
         let mut lists = self.lists.lock();
-        match self.take(&mut lists, 0) {
-            Some(p) => Ok(p),
-            None => Err(lists.rest(m)),
-        }
+        self.take(&mut lists, 0).ok_or_else(|| lists.rest(m))
     }
 
     /// Work turned up while an M was on its way to rest: it takes a P back and spins. `None`: there is no P, or the M
@@ -180,16 +177,8 @@ impl Idle {
 
     /// The same without the fence: for work that the calling M will come to itself if nobody else does.
     pub(crate) fn wake_if_handy(&self) -> Option<Wakeup> {
-        let mut word = self.word.load(Ordering::Relaxed);
-        loop {
-            if word < IDLE || word & SPINNING_MASK != 0 {
-                return None;
-            }
-            match self.word.compare_exchange_weak(word, word + SPINNING, Ordering::Relaxed, Ordering::Relaxed) {
-                Ok(_) => break,
-                Err(now) => word = now,
-            }
-        }
+        let one_more = |word| (word >= IDLE && word & SPINNING_MASK == 0).then_some(word + SPINNING);
+        self.word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
         let mut lists = self.lists.lock();
         let Some(p) = self.take(&mut lists, 0) else {
             // Every P is busy after all: each of their Ms looks at all the queues before it goes idle.
