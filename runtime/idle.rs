@@ -13,7 +13,7 @@
 //! apart, and starts a thread for a P whose M is about to park.
 
 use super::park::Parker;
-use super::sync::{AtomicU32, Mutex, Ordering, fence};
+use super::sync::{AtomicU32, Mutex, Ordering, fence, fence_unless};
 
 /// The word's fields. Idle Ps in the upper half: changed under the lock only.
 const IDLE: u32 = 1 << 16;
@@ -107,10 +107,8 @@ impl Idle {
             self.word.fetch_add(IDLE - if spinning { SPINNING } else { 0 }, Ordering::Relaxed);
             lists.rest(m)
         };
-        if !cfg!(gopark_mutant = "idle_release_no_fence") {
-            // Pairs with the fence in `wake`.
-            fence(Ordering::SeqCst);
-        }
+        // Pairs with the fence in `wake`.
+        fence_unless(cfg!(gopark_mutant = "idle_release_no_fence"));
         role
     }
 
@@ -167,11 +165,9 @@ impl Idle {
     /// There is work that no running M is sure to reach: chooses an idle M for it, unless one spins already.
     /// Go's `wakep`.
     pub(crate) fn wake(&self) -> Option<Wakeup> {
-        if !cfg!(gopark_mutant = "idle_wake_no_fence") {
-            // Pairs with the fences in `release` and `stop_spinning`: what the caller submitted is visible before the
-            // word is read.
-            fence(Ordering::SeqCst);
-        }
+        // Pairs with the fences in `release` and `stop_spinning`: what the caller submitted is visible before the
+        // word is read.
+        fence_unless(cfg!(gopark_mutant = "idle_wake_no_fence"));
         self.wake_if_handy()
     }
 
@@ -217,10 +213,8 @@ impl Idle {
             lists.ps.push(p);
             self.word.fetch_add(IDLE, Ordering::Relaxed);
         }
-        if !cfg!(gopark_mutant = "idle_give_no_fence") {
-            // Pairs with the fence in `wake`.
-            fence(Ordering::SeqCst);
-        }
+        // Pairs with the fence in `wake`.
+        fence_unless(cfg!(gopark_mutant = "idle_give_no_fence"));
     }
 
     /// A parked M for a job that needs no P.
@@ -249,10 +243,8 @@ impl Idle {
     /// finds (rule 2).
     pub(crate) fn stop_spinning(&self) -> bool {
         let last = self.word.fetch_sub(SPINNING, Ordering::Relaxed) & SPINNING_MASK == SPINNING;
-        if !cfg!(gopark_mutant = "idle_stop_no_fence") {
-            // Pairs with the fence in `wake`.
-            fence(Ordering::SeqCst);
-        }
+        // Pairs with the fence in `wake`.
+        fence_unless(cfg!(gopark_mutant = "idle_stop_no_fence"));
         last
     }
 

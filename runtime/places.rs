@@ -1,7 +1,7 @@
 //! How many threads may run closures of `spawn_blocking` at a time: fewer than there may be, so that slow closures leave
 //! some for tasks that block.
 
-use super::sync::{AtomicU32, Ordering, fence};
+use super::sync::{AtomicU32, Ordering, fence_unless};
 
 /// Who has queued a closure looks for a free place; who gives one back looks at the queue again. A `fence(SeqCst)` lies
 /// in the middle of both, so one of the two sees the other.
@@ -18,10 +18,8 @@ impl Places {
 
     /// After a closure was queued: may one more thread begin? If not, one of those that run will come to it.
     pub(crate) fn is_one_free(&self) -> bool {
-        if !cfg!(gopark_mutant = "places_look_no_fence") {
-            // Pairs with the fence in `give_back`.
-            fence(Ordering::SeqCst);
-        }
+        // Pairs with the fence in `give_back`.
+        fence_unless(cfg!(gopark_mutant = "places_look_no_fence"));
         self.taken.load(Ordering::Relaxed) < self.limit
     }
 
@@ -32,10 +30,8 @@ impl Places {
 
     pub(crate) fn give_back(&self) {
         self.taken.fetch_sub(1, Ordering::Relaxed);
-        if !cfg!(gopark_mutant = "places_back_no_fence") {
-            // Pairs with the fence in `is_one_free`.
-            fence(Ordering::SeqCst);
-        }
+        // Pairs with the fence in `is_one_free`.
+        fence_unless(cfg!(gopark_mutant = "places_back_no_fence"));
     }
 }
 

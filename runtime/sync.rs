@@ -78,3 +78,11 @@ pub(crate) use imp::*;
 #[cfg(gopark_loom)]
 pub(crate) use loomy::*;
 pub(crate) use std::sync::atomic::Ordering;
+
+/// A `fence(SeqCst)` that a mutation leaves out. Whoever calls it names what it pairs with.
+#[inline]
+pub(crate) fn fence_unless(mutated: bool) {
+    if !mutated {
+        fence(Ordering::SeqCst);
+    }
+}
