@@ -29,16 +29,16 @@ pub(crate) struct Refused<'a> {
 }
 
 impl Refused<'_> {
+    fn slots(&self) -> impl Iterator<Item = &Slot> {
+        std::iter::once(self.slot).chain(self.lock)
+    }
+
     fn shut(&self, list: &mut WakeList) {
-        for slot in [Some(self.slot), self.lock].into_iter().flatten() {
-            slot.shut(self.id.fdseq, Shut::Expired, list);
-        }
+        self.slots().for_each(|slot| slot.shut(self.id.fdseq, Shut::Expired, list));
     }
 
     fn renew(&self) {
-        for slot in [Some(self.slot), self.lock].into_iter().flatten() {
-            slot.renew();
-        }
+        self.slots().for_each(Slot::renew);
     }
 }
 
