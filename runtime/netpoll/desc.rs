@@ -8,7 +8,6 @@ use super::slot::{Shut, Slot, Start};
 use crate::runtime::sync::Mutex;
 use crate::runtime::timer::Timers;
 use crate::runtime::wake_list::{SlotId, WakeList};
-use std::io;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -122,19 +121,17 @@ impl Table {
     }
 
     /// Takes a descriptor into use. `None`: the runtime is gone.
-    pub(crate) fn alloc(&self, read: Start, write: Start) -> io::Result<Option<Token>> {
+    pub(crate) fn alloc(&self, read: Start, write: Start) -> Option<Token> {
         let mut alloc = self.alloc.lock();
         if alloc.shut {
-            return Ok(None);
+            return None;
         }
-        let index = match alloc.free.pop() {
-            Some(index) => index,
-            None if alloc.used < MAX_INDEX => {
-                alloc.used += 1;
-                alloc.used - 1
-            }
-            None => return Err(io::Error::other("the netpoller has no descriptor left")),
-        };
+        let index = alloc.free.pop().unwrap_or_else(|| {
+            // No process has so many open files: the kernel's table of them has INT_MAX bytes at most, for 2^28.
+            assert!(alloc.used < MAX_INDEX, "the netpoller has no descriptor left");
+            alloc.used += 1;
+            alloc.used - 1
+        });
         let (block, offset) = place(index);
         let indices = || first(block as u32)..first(block as u32 + 1);
         let desc = &self.blocks[block].get_or_init(|| indices().map(PollDesc::new).collect())[offset];
@@ -142,7 +139,7 @@ impl Table {
         desc.read.open(fdseq, read);
         desc.write.open(fdseq, write);
         desc.write_lock.open(fdseq, Start::Try);
-        Ok(Some(Token { index, fdseq }))
+        Some(Token { index, fdseq })
     }
 
     /// Ends a generation. The caller has taken the descriptor out of the kernel's set, and nobody waits on it.
@@ -217,10 +214,10 @@ mod tests {
     fn reuse_and_late_edge() {
         let table = Table::new();
         let mut list = WakeList::default();
-        let old = table.alloc(Start::Nil, Start::Nil).unwrap().unwrap();
+        let old = table.alloc(Start::Nil, Start::Nil).unwrap();
         let address = std::ptr::from_ref(table.get(old.index).unwrap());
         table.free(old, &Timers::new(), &mut list);
-        let new = table.alloc(Start::Nil, Start::Nil).unwrap().unwrap();
+        let new = table.alloc(Start::Nil, Start::Nil).unwrap();
         assert_eq!(new.index, old.index);
         assert_ne!(new.fdseq, old.fdseq);
         let desc = table.get(new.index).unwrap();
@@ -236,10 +233,10 @@ mod tests {
     fn shut_then_alloc() {
         let table = Table::new();
         let mut list = WakeList::default();
-        let token = table.alloc(Start::Try, Start::Try).unwrap().unwrap();
+        let token = table.alloc(Start::Try, Start::Try).unwrap();
         table.shut_all(&mut list);
         assert_eq!(table.get(token.index).unwrap().read.ready(), Err(Shut::Gone));
-        assert_eq!(table.alloc(Start::Try, Start::Try).unwrap(), None);
+        assert_eq!(table.alloc(Start::Try, Start::Try), None);
         table.free(token, &Timers::new(), &mut list);
     }
 }

@@ -80,7 +80,7 @@ impl Netpoll {
 
     /// Registers a descriptor. `None`: the runtime is gone.
     pub(crate) fn open(&self, fd: BorrowedFd<'_>, read: Start, write: Start) -> io::Result<Option<Token>> {
-        let Some(token) = self.table.alloc(read, write)? else { return Ok(None) };
+        let Some(token) = self.table.alloc(read, write) else { return Ok(None) };
         if let Err(error) = self.epoll.open(fd, token) {
             // Trap P12.
             self.free(token);
