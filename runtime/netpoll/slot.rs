@@ -52,7 +52,7 @@ const FDSEQ: u32 = 32;
 const UNLOCK: Ordering =
     if cfg!(gopark_mutant = "slot_unlock_relaxed") { Ordering::Relaxed } else { Ordering::Release };
 
-/// Why a slot takes no operations.
+/// Why a slot takes no operations. The flags are in this order, from CLOSED on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Shut {
     Closed,
@@ -255,13 +255,8 @@ impl Slot {
     /// Refuses operations of generation `fdseq` from now on and wakes everybody.
     pub(crate) fn shut(&self, fdseq: u32, how: Shut, list: &mut WakeList) {
         if fdseq_of(self.lock()) == fdseq {
-            let flag = match how {
-                Shut::Closed => CLOSED,
-                Shut::Gone => GONE,
-                Shut::Expired => EXPIRED,
-            };
             // AcqRel: whoever is woken by this sees the flag.
-            self.word.fetch_or(flag, Ordering::AcqRel);
+            self.word.fetch_or(CLOSED << how as u32, Ordering::AcqRel);
             // SAFETY: this thread holds the lock.
             self.waiters.with_mut(|w| unsafe { &mut *w }.take_all(list));
         }
@@ -348,12 +343,10 @@ impl Slot {
 }
 
 fn shut_of(word: u64) -> Option<Shut> {
-    match word & SHUT {
-        0 => None,
-        flags if flags & CLOSED != 0 => Some(Shut::Closed),
-        flags if flags & GONE != 0 => Some(Shut::Gone),
-        _ => Some(Shut::Expired),
+    if word & SHUT == 0 {
+        return None;
     }
+    [Shut::Closed, Shut::Gone, Shut::Expired].into_iter().find(|how| word & (CLOSED << *how as u32) != 0)
 }
 
 fn fdseq_of(word: u64) -> u32 {
