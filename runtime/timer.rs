@@ -58,16 +58,6 @@ pub(crate) struct Key {
     generation: u32,
 }
 
-/// What became of an insertion.
-#[derive(Debug)]
-#[must_use]
-pub(crate) enum Inserted {
-    /// `earliest`: no timer of this heap is due before it, so a sleeping poller may have to be told.
-    Waiting { key: Key, earliest: bool },
-    /// The runtime is gone.
-    Gone,
-}
-
 /// One heap, for any thread.
 #[derive(Debug)]
 pub(crate) struct Timers {
@@ -81,7 +71,6 @@ struct Heap {
     queue: BinaryHeap<Reverse<(u64, u32, u32)>>,
     slots: Vec<Slot>,
     free: Vec<u32>,
-    live: usize,
     gone: bool,
 }
 
@@ -102,12 +91,14 @@ impl Timers {
         self.next_when.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn insert(&self, when: u64, what: What) -> Inserted {
+    /// With `true`, no timer of this heap is due before it, so a sleeping poller may have to be told. `None`: the runtime
+    /// is gone.
+    #[must_use]
+    pub(crate) fn insert(&self, when: u64, what: What) -> Option<(Key, bool)> {
         let mut heap = self.heap.lock();
         if heap.gone {
-            // A waker's drop may run anything (trap S18).
-            drop(heap);
-            return Inserted::Gone;
+            // `what` goes after the lock: a waker's drop may run anything (trap S18).
+            return None;
         }
         let slot = heap.free.pop().unwrap_or_else(|| {
             heap.slots.push(Slot { generation: 0, what: None });
@@ -117,12 +108,11 @@ impl Timers {
         entry.what = Some(what);
         let generation = entry.generation;
         heap.queue.push(Reverse((when, slot, generation)));
-        heap.live += 1;
         let earliest = when < self.next_when();
         if earliest {
             self.next_when.store(when, Ordering::Relaxed);
         }
-        Inserted::Waiting { key: Key { slot, generation }, earliest }
+        Some((Key { slot, generation }, earliest))
     }
 
     /// Sees to it that the timer wakes `waker`. False: it has fired.
@@ -132,34 +122,28 @@ impl Timers {
             Some(Some(What::Wake(old))) if old.will_wake(waker) => return true,
             Some(_) => {}
         }
-        // A foreign waker's clone may run anything.
+        // A foreign waker's clone may run anything, and so may its drop, which comes after the lock's.
         let mut new = Some(What::Wake(waker.clone()));
         let mut heap = self.heap.lock();
-        let Some(entry) = heap.entry(key) else {
-            drop(heap);
-            return false;
-        };
-        std::mem::swap(&mut entry.what, &mut new);
-        drop(heap);
-        drop(new);
-        true
+        heap.entry(key).map(|entry| std::mem::swap(&mut entry.what, &mut new)).is_some()
     }
 
     /// Ends the timer. What it held, if it had not fired, is the caller's to drop.
     pub(crate) fn cancel(&self, key: Key) -> Option<What> {
         let mut heap = self.heap.lock();
         let what = heap.end(key)?;
-        if heap.queue.len() > 2 * heap.live {
-            heap.sweep();
+        let Heap { queue, slots, free, .. } = &mut *heap;
+        if queue.len() > 2 * (slots.len() - free.len()) {
+            queue.retain(|Reverse((_, slot, generation))| slots[*slot as usize].generation == *generation);
         }
         self.next_when.store(heap.next_when(), Ordering::Relaxed);
         Some(what)
     }
 
-    /// Ends every timer that is due. Returns when the next one is.
-    pub(crate) fn expire(&self, now: u64, list: &mut WakeList) -> u64 {
+    /// Ends every timer that is due.
+    pub(crate) fn expire(&self, now: u64, list: &mut WakeList) {
         if self.next_when() > now {
-            return self.next_when();
+            return;
         }
         let mut heap = self.heap.lock();
         while let Some(&Reverse((when, slot, generation))) = heap.queue.peek() {
@@ -174,9 +158,7 @@ impl Timers {
                 None => {}
             }
         }
-        let next = heap.next_when();
-        self.next_when.store(next, Ordering::Relaxed);
-        next
+        self.next_when.store(heap.next_when(), Ordering::Relaxed);
     }
 
     /// The runtime ends: refuses new timers and wakes whoever waits for one.
@@ -206,13 +188,7 @@ impl Heap {
         let what = entry.what.take();
         entry.generation = entry.generation.wrapping_add(1);
         self.free.push(key.slot);
-        self.live -= 1;
         what
-    }
-
-    fn sweep(&mut self) {
-        let slots = &self.slots;
-        self.queue.retain(|Reverse((_, slot, generation))| slots[*slot as usize].generation == *generation);
     }
 
     fn next_when(&self) -> u64 {
@@ -241,18 +217,15 @@ mod tests {
         (count.clone(), Waker::from(count))
     }
 
-    fn key(inserted: Inserted) -> Key {
-        match inserted {
-            Inserted::Waiting { key, .. } => key,
-            Inserted::Gone => panic!("gone"),
-        }
+    fn key(inserted: Option<(Key, bool)>) -> Key {
+        inserted.unwrap().0
     }
 
     fn fire(timers: &Timers, now: u64) -> u64 {
         let mut list = WakeList::default();
-        let next = timers.expire(now, &mut list);
+        timers.expire(now, &mut list);
         list.deliver();
-        next
+        timers.next_when()
     }
 
     #[test]
@@ -305,7 +278,8 @@ mod tests {
         for n in 0..10_000 {
             assert!(timers.cancel(key(timers.insert(2_000_000 + n, What::Wake(waker.clone())))).is_some());
             let heap = timers.heap.lock();
-            assert!(heap.queue.len() <= 2 * heap.live, "{} entries, {} alive", heap.queue.len(), heap.live);
+            let live = heap.slots.len() - heap.free.len();
+            assert!(heap.queue.len() <= 2 * live, "{} entries, {live} alive", heap.queue.len());
         }
         for k in kept {
             assert!(timers.cancel(k).is_some());
@@ -334,7 +308,7 @@ mod tests {
         timers.shut(&mut list);
         list.deliver();
         assert_eq!(count.0.load(Ordering::Relaxed), 1);
-        assert!(matches!(timers.insert(10, What::Wake(waker.clone())), Inserted::Gone));
+        assert!(timers.insert(10, What::Wake(waker.clone())).is_none());
         assert!(timers.cancel(k).is_none());
     }
 }

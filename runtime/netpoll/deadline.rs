@@ -12,7 +12,7 @@
 
 use super::slot::{Shut, Slot};
 use crate::runtime::sync::{AtomicU64, Mutex, Ordering};
-use crate::runtime::timer::{Inserted, Key, NEVER, Timers, What};
+use crate::runtime::timer::{Key, NEVER, Timers, What};
 use crate::runtime::wake_list::{Alarm, SlotId, WakeList};
 
 /// A timer is pending that comes no later than the rest of the word says.
@@ -149,14 +149,11 @@ fn cancel(timer: &mut Option<(u64, Key)>, timers: &Timers) {
 
 fn insert(timer: &mut Option<(u64, Key)>, when: u64, id: SlotId, timers: &Timers) -> bool {
     debug_assert!(when != NEVER);
-    match timers.insert(when, What::Alarm(Alarm::Deadline(id))) {
-        Inserted::Waiting { key, earliest } => {
-            *timer = Some((when, key));
-            earliest
-        }
-        // Every operation says so already.
-        Inserted::Gone => false,
-    }
+    // If the runtime is gone, every operation says so already.
+    timers.insert(when, What::Alarm(Alarm::Deadline(id))).is_some_and(|(key, earliest)| {
+        *timer = Some((when, key));
+        earliest
+    })
 }
 
 #[cfg(all(test, gopark_loom))]

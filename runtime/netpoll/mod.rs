@@ -27,7 +27,7 @@ pub(crate) use epoll::Wait;
 
 use crate::runtime::sync::{Mutex, UnsafeCell, spin};
 use crate::runtime::sys::Events;
-use crate::runtime::timer::{Clock, Inserted, Timers, What};
+use crate::runtime::timer::{Clock, Timers, What};
 use crate::runtime::wake_list::{Alarm, SlotId, WakeList};
 use desc::{PollDesc, Table, Token};
 use epoll::{Epoll, Event};
@@ -121,7 +121,7 @@ impl Netpoll {
     /// As if the slot had news at that time: an operation is worth another try.
     pub(crate) fn retry_at(&self, slot: SlotId, when: u64) {
         let alarm = What::Alarm(Alarm::Retry(slot));
-        if let Inserted::Waiting { earliest: true, .. } = self.timers.insert(when, alarm) {
+        if self.timers.insert(when, alarm).is_some_and(|(_, earliest)| earliest) {
             self.timer_added(when);
         }
     }

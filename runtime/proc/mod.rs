@@ -21,7 +21,7 @@ use super::queue::{Global, Local, Remote};
 use super::stuck::StuckTask;
 use super::sync::Mutex;
 use super::task::{self, G, JoinHandle, OwnedTasks, TaskInfo};
-use super::timer::{Inserted, Key, Timers, What};
+use super::timer::{Key, Timers, What};
 use super::wake_list::WakeList;
 use std::any::Any;
 use std::cell::{Cell, RefCell};
@@ -138,15 +138,11 @@ pub(crate) struct TimerHeap {
 impl TimerHeap {
     pub(crate) fn insert(&self, deadline: Instant, waker: &Waker) -> Option<Key> {
         let when = self.netpoll.clock.when(deadline);
-        match self.timers.insert(when, What::Wake(waker.clone())) {
-            Inserted::Gone => None,
-            Inserted::Waiting { key, earliest } => {
-                if earliest {
-                    self.netpoll.timer_added(when);
-                }
-                Some(key)
-            }
+        let (key, earliest) = self.timers.insert(when, What::Wake(waker.clone()))?;
+        if earliest {
+            self.netpoll.timer_added(when);
         }
+        Some(key)
     }
 
     /// Does this waker belong to a task of the same runtime, which is dropped when that ends?

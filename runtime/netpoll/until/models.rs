@@ -10,7 +10,7 @@
 
 use super::*;
 use crate::runtime::idle::{Idle, Role};
-use crate::runtime::timer::{Inserted, Timers, What};
+use crate::runtime::timer::{Timers, What};
 use crate::runtime::wake_list::{Alarm, SlotId};
 use loom::thread;
 use std::sync::Arc;
@@ -29,8 +29,7 @@ impl World {
     /// `Netpoll::timer_added` after an insertion: is there a break?
     fn add_timer(&self, when: u64) -> bool {
         let alarm = What::Alarm(Alarm::Retry(SlotId { slot: 0, fdseq: 0 }));
-        let inserted = self.timers.insert(when, alarm);
-        matches!(inserted, Inserted::Waiting { earliest: true, .. }) && self.until.is_past(when)
+        self.timers.insert(when, alarm).is_some_and(|(_, earliest)| earliest) && self.until.is_past(when)
     }
 
     fn asleep(&self) -> u64 {
