@@ -58,20 +58,14 @@ fn after(start: Instant, duration: Duration) -> Instant {
 pub struct Sleep {
     heap: Arc<TimerHeap>,
     deadline: Instant,
-    timer: Timer,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Timer {
-    New,
-    Waiting(Key),
-    Elapsed,
+    /// Its timer, from the first poll until the end.
+    key: Option<Key>,
 }
 
 impl Sleep {
     #[track_caller]
     fn new(who: &str, deadline: Instant) -> Sleep {
-        Sleep { heap: Handle::timer_heap(who), deadline, timer: Timer::New }
+        Sleep { heap: Handle::timer_heap(who), deadline, key: None }
     }
 
     /// When it ends.
@@ -81,14 +75,13 @@ impl Sleep {
 
     /// Whether it has ended. Exact, also while nobody awaits it.
     pub fn is_elapsed(&self) -> bool {
-        self.timer == Timer::Elapsed || self.deadline <= Instant::now()
+        self.deadline <= Instant::now()
     }
 
     /// Gives it a new deadline, whether it has ended or not.
     pub fn reset(&mut self, deadline: Instant) {
         self.cancel();
         self.deadline = deadline;
-        self.timer = Timer::New;
     }
 
     /// For what has errors: `Gone`, where the future itself panics.
@@ -97,29 +90,16 @@ impl Sleep {
     }
 
     fn poll_or_gone(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Shut>> {
-        match self.timer {
-            Timer::Elapsed => return Poll::Ready(Ok(())),
-            Timer::Waiting(key) => {
-                if self.heap.timers.refresh(key, cx.waker()) {
-                    return Poll::Pending;
-                }
-                // It fired; or the runtime has ended, and whoever still waits has to hear of it.
-                if self.deadline > Instant::now() {
-                    return self.gone(cx);
-                }
-            }
-            Timer::New => {
-                if self.deadline > Instant::now() {
-                    match self.heap.insert(self.deadline, cx.waker()) {
-                        Some(key) => self.timer = Timer::Waiting(key),
-                        None => return self.gone(cx),
-                    }
-                    return Poll::Pending;
-                }
-            }
+        if self.key.is_some_and(|key| self.heap.timers.refresh(key, cx.waker())) {
+            return Poll::Pending;
         }
+        if self.deadline > Instant::now() {
+            // A timer that ended before its time did so with the runtime, which takes no new one.
+            self.key = self.heap.insert(self.deadline, cx.waker());
+            return if self.key.is_some() { Poll::Pending } else { self.gone(cx) };
+        }
+        self.key = None;
         ready!(budget::poll_take(cx));
-        self.timer = Timer::Elapsed;
         Poll::Ready(Ok(()))
     }
 
@@ -130,7 +110,7 @@ impl Sleep {
     }
 
     fn cancel(&mut self) {
-        if let Timer::Waiting(key) = self.timer {
+        if let Some(key) = self.key.take() {
             drop(self.heap.timers.cancel(key));
         }
     }
