@@ -8,6 +8,7 @@ use super::sync::{AtomicPtr, AtomicUsize, Mutex, Ordering};
 use super::task::{G, GList, Header};
 use crossbeam_deque::{Steal, Stealer, Worker};
 use std::cell::Cell;
+use std::iter;
 use std::ptr::{self, NonNull};
 
 /// A local queue this long spills. Go's `len(p.runq)`.
@@ -15,29 +16,11 @@ const LOCAL: usize = 256;
 /// It takes no newcomers again before it is this short.
 const HALF: usize = LOCAL / 2;
 
-/// A `G` as crossbeam stores it: a word that is only a `G` again once it is taken out.
-#[derive(Debug)]
-struct Raw(NonNull<Header>);
-
-// SAFETY: it stands for a `G`, which is Send.
-unsafe impl Send for Raw {}
-
-impl Raw {
-    fn new(g: G) -> Self {
-        Raw(g.into_raw())
-    }
-
-    fn into_g(self) -> G {
-        // SAFETY: made by `new`; taken out of the queue once.
-        unsafe { G::from_raw(self.0) }
-    }
-}
-
 /// The owner's side of an M's queue.
 pub(crate) struct Local {
-    worker: Worker<Raw>,
+    worker: Worker<G>,
     /// Tasks whose timer has expired: late already, they do not go behind what was spawned a moment ago.
-    due: Worker<Raw>,
+    due: Worker<G>,
     /// The queue was full: newcomers go to the global queue until this one is half empty.
     ///
     /// Go and tokio move the older half out at this point. It then waits behind every newcomer, since a local queue is
@@ -49,8 +32,8 @@ pub(crate) struct Local {
 /// Everybody else's side.
 #[derive(Debug)]
 pub(crate) struct Remote {
-    stealer: Stealer<Raw>,
-    due: Stealer<Raw>,
+    stealer: Stealer<G>,
+    due: Stealer<G>,
     /// The task that runs next (Go's `runnext`): the one most lately woken, whose data is still in the cache.
     next: AtomicPtr<Header>,
 }
@@ -68,17 +51,17 @@ impl Local {
             self.spilling.set(true);
             global.push(g);
         } else {
-            self.worker.push(Raw::new(g));
+            self.worker.push(g);
         }
     }
 
     /// Queues a task whose timer has expired.
     pub(crate) fn push_due(&self, g: G) {
-        self.due.push(Raw::new(g));
+        self.due.push(g);
     }
 
     pub(crate) fn pop_due(&self) -> Option<G> {
-        self.due.pop().map(Raw::into_g)
+        self.due.pop()
     }
 
     /// The task that has waited longest here. After a spill, what was spilled follows in its order.
@@ -87,14 +70,14 @@ impl Local {
             self.refill(global, HALF);
             self.spilling.set(!global.is_empty());
         }
-        self.worker.pop().map(Raw::into_g)
+        self.worker.pop()
     }
 
     /// Moves up to `n` tasks here from the global queue. Go's `globrunqget`.
     pub(crate) fn refill(&self, global: &Global, n: usize) {
         let mut batch = global.pop_batch(n);
         while let Some(g) = batch.pop_front() {
-            self.worker.push(Raw::new(g));
+            self.worker.push(g);
         }
     }
 
@@ -104,18 +87,14 @@ impl Local {
 
     /// Takes everything out, what would run next first (trap S3).
     pub(crate) fn drain(&self, remote: &Remote) -> GList {
-        let mut all = GList::default();
         self.spilling.set(false);
-        while let Some(g) = self.pop_due().or_else(|| remote.take_next()).or_else(|| self.worker.pop().map(Raw::into_g))
-        {
-            all.push_back(g);
-        }
-        all
+        iter::from_fn(|| self.pop_due().or_else(|| remote.take_next()).or_else(|| self.worker.pop())).collect()
     }
 
     /// Takes half of another M's queues and returns the first of it. Go's `runqsteal`.
     pub(crate) fn steal(&self, from: &Remote) -> Option<G> {
-        steal_half(&from.due, &self.due).or_else(|| steal_half(&from.stealer, &self.worker))
+        let half = |from: &Stealer<G>, to| insist(|| from.steal_batch_and_pop(to));
+        half(&from.due, &self.due).or_else(|| half(&from.stealer, &self.worker))
     }
 
     /// The same from an M that stands still: what is taken has waited longer than what is here, and goes before it.
@@ -146,14 +125,10 @@ impl Remote {
 
     /// Takes everything out, as `Local::drain` does.
     pub(crate) fn drain(&self) -> GList {
-        let mut all = GList::default();
+        let steal = |from: &Stealer<G>| insist(|| from.steal());
+        let next = || steal(&self.due).or_else(|| self.take_next()).or_else(|| steal(&self.stealer));
         // No more than there is now: its owner may come back to it.
-        for _ in 0..self.due.len() + self.stealer.len() + 1 {
-            let g = steal_one(&self.due).or_else(|| self.take_next()).or_else(|| steal_one(&self.stealer));
-            let Some(g) = g else { break };
-            all.push_back(g);
-        }
-        all
+        iter::from_fn(next).take(self.due.len() + self.stealer.len() + 1).collect()
     }
 
     /// Is there anything to steal?
@@ -162,24 +137,9 @@ impl Remote {
     }
 }
 
-fn steal_half(from: &Stealer<Raw>, to: &Worker<Raw>) -> Option<G> {
-    loop {
-        match from.steal_batch_and_pop(to) {
-            Steal::Success(raw) => return Some(raw.into_g()),
-            Steal::Empty => return None,
-            Steal::Retry => {}
-        }
-    }
-}
-
-fn steal_one(from: &Stealer<Raw>) -> Option<G> {
-    loop {
-        match from.steal() {
-            Steal::Success(raw) => return Some(raw.into_g()),
-            Steal::Empty => return None,
-            Steal::Retry => {}
-        }
-    }
+/// Tries until no other thief or owner is in the way.
+fn insist(attempt: impl FnMut() -> Steal<G>) -> Option<G> {
+    iter::repeat_with(attempt).find(|steal| !steal.is_retry())?.success()
 }
 
 fn from_ptr(raw: *mut Header) -> Option<G> {
@@ -215,15 +175,11 @@ impl Global {
     }
 
     pub(crate) fn pop_batch(&self, n: usize) -> GList {
-        let mut batch = GList::default();
         if self.is_empty() {
-            return batch;
+            return GList::default();
         }
         let mut list = self.list.lock();
-        while batch.len() < n {
-            let Some(g) = list.pop_front() else { break };
-            batch.push_back(g);
-        }
+        let batch = iter::from_fn(|| list.pop_front()).take(n).collect();
         self.len.store(list.len(), Ordering::Relaxed);
         batch
     }

@@ -241,6 +241,14 @@ impl GList {
     }
 }
 
+impl FromIterator<G> for GList {
+    fn from_iter<I: IntoIterator<Item = G>>(gs: I) -> GList {
+        let mut list = GList::default();
+        gs.into_iter().for_each(|g| list.push_back(g));
+        list
+    }
+}
+
 impl Drop for GList {
     fn drop(&mut self) {
         debug_assert!(self.is_empty() || std::thread::panicking(), "a list of Gs was dropped");
