@@ -4,7 +4,7 @@ use super::netpoll::Netpoll;
 use super::park::Parker;
 use super::proc::{Config, Sched, TimerHeap, without_p};
 use super::stuck::StuckTask;
-use super::task::{BlockingTask, JoinHandle, TaskInfo};
+use super::task::{JoinHandle, TaskInfo};
 use std::any::Any;
 use std::cell::RefCell;
 use std::fmt;
@@ -300,7 +300,7 @@ impl Handle {
     /// ```
     #[track_caller]
     pub fn spawn_blocking<F: FnOnce() -> R + Send + 'static, R: Send + 'static>(&self, f: F) -> JoinHandle<R> {
-        self.sched.spawn(BlockingTask::new(f), true, Location::caller())
+        self.sched.spawn(async move { f() }, true, Location::caller())
     }
 
     /// Polls a future on the calling thread until it is ready. The thread runs nobody else's task meanwhile, so
@@ -495,8 +495,8 @@ pub fn spawn<F: Future<Output: Send> + Send + 'static>(future: F) -> JoinHandle<
 /// ```
 #[track_caller]
 pub fn spawn_blocking<F: FnOnce() -> R + Send + 'static, R: Send + 'static>(f: F) -> JoinHandle<R> {
-    let (task, at) = (BlockingTask::new(f), Location::caller());
-    let Some(handle) = with_sched(|sched| sched.map(|sched| sched.spawn(task, true, at))) else {
+    let at = Location::caller();
+    let Some(handle) = with_sched(|sched| sched.map(|sched| sched.spawn(async move { f() }, true, at))) else {
         outside("spawn_blocking")
     };
     handle

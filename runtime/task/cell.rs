@@ -253,24 +253,3 @@ fn discard(payload: Payload) {
         mem::forget(second);
     }
 }
-
-/// A closure of `spawn_blocking` as a future that is ready when first polled.
-pub(crate) struct BlockingTask<F>(Option<F>);
-
-impl<F> BlockingTask<F> {
-    pub(crate) fn new(f: F) -> Self {
-        BlockingTask(Some(f))
-    }
-}
-
-// No pin is ever projected to the closure.
-impl<F> Unpin for BlockingTask<F> {}
-
-impl<F: FnOnce() -> R, R> Future for BlockingTask<F> {
-    type Output = R;
-
-    fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<R> {
-        let f = self.0.take().expect("a blocking task is polled once");
-        Poll::Ready(f())
-    }
-}

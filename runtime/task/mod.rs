@@ -53,7 +53,7 @@ mod state;
 #[cfg(all(test, not(gopark_loom)))]
 mod tests;
 
-pub(crate) use cell::{BlockingTask, Schedule, panic_text, quietly};
+pub(crate) use cell::{Schedule, panic_text, quietly};
 pub(crate) use g::{G, GList, Header, Ran, from_waker};
 pub use g::{TaskId, TaskInfo};
 pub use join::{AbortHandle, JoinError, JoinHandle};

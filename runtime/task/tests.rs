@@ -4,10 +4,10 @@
 mod panics;
 
 use super::rig::{AngryHook, Rig};
-use super::{BlockingTask, G, GList, JoinError, JoinHandle, Ran, Schedule, from_waker, spawn};
+use super::{G, GList, JoinError, JoinHandle, Ran, Schedule, from_waker};
 use std::collections::HashSet;
 use std::future::{pending, poll_fn, ready};
-use std::panic::{AssertUnwindSafe, Location, catch_unwind, panic_any};
+use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, mpsc};
@@ -351,18 +351,6 @@ fn waker_outlives_task_and_output() {
     drop(join);
     assert_eq!(drops.count(), 1);
     std::thread::spawn(move || drop(waker)).join().unwrap();
-    rig.end();
-}
-
-#[test]
-fn blocking_task() {
-    let rig = Rig::new();
-    let text = String::from("in");
-    let (g, join) = spawn(BlockingTask::new(|| text + "to"), rig.clone(), 0, Location::caller());
-    let g = g.unwrap();
-    assert!(g.info().spawned_at().file().ends_with("tests.rs"));
-    assert!(matches!(g.run(), Ran::Done));
-    assert_eq!(result(join).unwrap(), "into");
     rig.end();
 }
 
