@@ -179,22 +179,17 @@ impl State {
 
     /// The `JoinHandle` goes away, usually at once after spawn: then its reference goes by the same operation.
     pub(super) fn drop_join_handle(&self) -> JoinDrop {
-        let mut state = self.0.load(Acquire);
-        loop {
+        // Release pairs with the Acquire of the last `ref_dec`; Acquire, where it fails, with `complete`'s Release.
+        let before = self.0.fetch_update(Release, Acquire, |state| {
             debug_assert_ne!(state & JOIN_INTEREST, 0);
-            let (next, action) = if state & COMPLETE != 0 {
-                return JoinDrop::Output;
-            } else if state & JOIN_WAKER != 0 {
-                (state & !(JOIN_INTEREST | JOIN_WAKER), JoinDrop::Waker)
-            } else {
-                // Never the last: a task that is not complete is held by the owned list.
-                ((state & !JOIN_INTEREST) - REF_ONE, JoinDrop::Detached)
-            };
-            // Release pairs with the Acquire of the last `ref_dec`; Acquire, on failure, with `complete`'s Release.
-            match self.0.compare_exchange_weak(state, next, Release, Acquire) {
-                Ok(_) => return action,
-                Err(now) => state = now,
-            }
+            // Never the last: a task that is not complete is held by the owned list.
+            let gone = if state & JOIN_WAKER == 0 { REF_ONE } else { 0 };
+            (state & COMPLETE == 0).then(|| (state & !(JOIN_INTEREST | JOIN_WAKER)) - gone)
+        });
+        match before {
+            Err(_) => JoinDrop::Output,
+            Ok(state) if state & JOIN_WAKER != 0 => JoinDrop::Waker,
+            Ok(_) => JoinDrop::Detached,
         }
     }
 
