@@ -20,6 +20,23 @@ macro_rules! handle {
         impl<$($g)*> RefUnwindSafe for $t {}
 
         impl<$($g)*> $t {
+            /// Asks the task to stop: its future is dropped, by a worker, when it next would be polled. A task that is
+            /// being polled stops when that poll returns, unless it is ready then. A closure of `spawn_blocking` that
+            /// has begun runs to its end.
+            ///
+            /// # Examples
+            /// ```
+            /// gopark::run(async {
+            ///     let handle = gopark::spawn(std::future::pending::<()>());
+            ///     handle.abort();
+            ///     assert!(handle.await.unwrap_err().is_cancelled());
+            /// });
+            /// ```
+            pub fn abort(&self) {
+                // SAFETY: the handle holds a reference.
+                unsafe { g::abort(self.task) }
+            }
+
             /// Whether the task is done: an await of its `JoinHandle` would not wait. An aborted task is not, until its
             /// future is gone.
             pub fn is_finished(&self) -> bool {
@@ -87,22 +104,6 @@ impl<T> JoinHandle<T> {
     /// The task's output is of type `T`, and the reference counted for its `JoinHandle` is given to this one.
     pub(super) unsafe fn new(task: NonNull<Header>) -> JoinHandle<T> {
         JoinHandle { task, output: PhantomData }
-    }
-
-    /// Asks the task to stop: its future is dropped, by a worker, when it next would be polled. A task that is being polled
-    /// stops when that poll returns, unless it is ready then. A closure of `spawn_blocking` that has begun runs to its end.
-    ///
-    /// # Examples
-    /// ```
-    /// gopark::run(async {
-    ///     let handle = gopark::spawn(std::future::pending::<()>());
-    ///     handle.abort();
-    ///     assert!(handle.await.unwrap_err().is_cancelled());
-    /// });
-    /// ```
-    pub fn abort(&self) {
-        // SAFETY: the handle holds a reference.
-        unsafe { g::abort(self.task) }
     }
 
     /// A handle that can abort the task without waiting for it.
@@ -176,14 +177,6 @@ unsafe impl Send for AbortHandle {}
 // SAFETY: as above.
 unsafe impl Sync for AbortHandle {}
 handle! { impl[] AbortHandle }
-
-impl AbortHandle {
-    /// Asks the task to stop; see [`JoinHandle::abort`].
-    pub fn abort(&self) {
-        // SAFETY: the handle holds a reference.
-        unsafe { g::abort(self.task) }
-    }
-}
 
 impl Clone for AbortHandle {
     fn clone(&self) -> Self {
