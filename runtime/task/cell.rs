@@ -105,7 +105,7 @@ where
                     Poll::Pending => match cell.header.state.idle() {
                         Idle::Parked => return Ran::Parked,
                         // SAFETY: so `idle` says.
-                        Idle::Notified => return Ran::Yielded(unsafe { G::new(task) }),
+                        Idle::Notified => return Ran::Yielded(unsafe { G::from_raw(task) }),
                         Idle::Cancelled => continue,
                     },
                 },

@@ -106,13 +106,6 @@ pub(crate) enum Ran {
 }
 
 impl G {
-    /// # Safety
-    /// The caller has the right that a `G` stands for, by `Notify::Submit` or `Idle::Notified` or because it has just
-    /// made the task, and uses it up.
-    pub(super) unsafe fn new(task: NonNull<Header>) -> G {
-        G(task)
-    }
-
     /// Polls the task once, or drops its future if it was aborted. No panic of the task's code leaves this.
     pub(crate) fn run(self) -> Ran {
         let task = self.into_raw();
@@ -156,7 +149,8 @@ impl G {
     }
 
     /// # Safety
-    /// The pointer is from `into_raw`, and is used once.
+    /// The caller has the right that a `G` stands for, by `into_raw`, `Notify::Submit` or `Idle::Notified` or because it
+    /// has just made the task, and uses it up.
     pub(crate) unsafe fn from_raw(task: NonNull<Header>) -> G {
         G(task)
     }

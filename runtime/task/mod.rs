@@ -80,7 +80,7 @@ where
     let info = TaskInfo { id: g::TaskId::next(), spawned_at };
     let task = Cell::alloc(future, scheduler, info, shard);
     // SAFETY: the task is new; its JoinHandle and its G are made here and nowhere else, and its output is F's.
-    let (join, g) = unsafe { (JoinHandle::new(task), G::new(task)) };
+    let (join, g) = unsafe { (JoinHandle::new(task), G::from_raw(task)) };
     // SAFETY: the task is new, and of these types.
     if unsafe { Cell::<F, S>::enlist(task) } {
         (Some(g), join)

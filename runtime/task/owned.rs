@@ -165,7 +165,7 @@ impl List {
             unsafe {
                 self.cursor = links(task, |l| l.next);
                 if let Notify::Submit = task.as_ref().state.abort() {
-                    return Some(G::new(task));
+                    return Some(G::from_raw(task));
                 }
             }
         }
