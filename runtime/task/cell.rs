@@ -63,8 +63,9 @@ where
         dealloc: Self::dealloc,
     };
 
-    /// A task with a `G`, in no list. The references that the owned list and the `JoinHandle` will have are counted.
-    pub(super) fn alloc(future: F, scheduler: Arc<S>, info: TaskInfo, shard: usize) -> NonNull<Header> {
+    /// A task whose `G` and `JoinHandle` the caller has to make; and whether it is in its scheduler's list, which may be
+    /// closed. The list's reference is counted in any case, as is the handle's.
+    pub(super) fn alloc(future: F, scheduler: Arc<S>, info: TaskInfo, shard: usize) -> (NonNull<Header>, bool) {
         let header = Header {
             state: State::new(),
             vtable: &Self::VTABLE,
@@ -76,17 +77,9 @@ where
             shard,
         };
         let cell = Cell { header, scheduler, stage: UnsafeCell::new(Stage::Future(future)) };
-        NonNull::from(Box::leak(Box::new(cell))).cast()
-    }
-
-    /// Puts the task into its scheduler's list. False: the list is closed.
-    ///
-    /// # Safety
-    /// The task is from `new`, and was not given to `enlist` before.
-    #[must_use]
-    pub(super) unsafe fn enlist(task: NonNull<Header>) -> bool {
-        // SAFETY: the caller's task is new, so nobody has released any of its references.
-        unsafe { task.cast::<Self>().as_ref().scheduler.owned().insert(task) }
+        let cell = NonNull::from(Box::leak(Box::new(cell)));
+        // SAFETY: the task is new, and stays as long as its G, which nobody has yet.
+        (cell.cast(), unsafe { cell.as_ref().scheduler.owned().insert(cell.cast()) })
     }
 
     unsafe fn run(task: NonNull<Header>) -> Ran {

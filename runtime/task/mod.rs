@@ -78,11 +78,10 @@ where
     S: Schedule,
 {
     let info = TaskInfo { id: g::TaskId::next(), spawned_at };
-    let task = Cell::alloc(future, scheduler, info, shard);
+    let (task, listed) = Cell::alloc(future, scheduler, info, shard);
     // SAFETY: the task is new; its JoinHandle and its G are made here and nowhere else, and its output is F's.
     let (join, g) = unsafe { (JoinHandle::new(task), G::from_raw(task)) };
-    // SAFETY: the task is new, and of these types.
-    if unsafe { Cell::<F, S>::enlist(task) } {
+    if listed {
         (Some(g), join)
     } else {
         g.cancel();
