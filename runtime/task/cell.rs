@@ -1,7 +1,7 @@
 //! A task with its type: one allocation for the header, the scheduler, and the future or what came of it.
 
 use super::super::sync::UnsafeCell;
-use super::g::{self, G, Header, Links, Ran, TaskInfo, Vtable};
+use super::g::{self, G, Header, Ran, TaskInfo, Vtable};
 use super::owned::OwnedTasks;
 use super::state::{Completed, Idle, Start, State};
 use std::any::Any;
@@ -70,7 +70,7 @@ where
             state: State::new(),
             vtable: &Self::VTABLE,
             queue_next: UnsafeCell::new(None),
-            links: UnsafeCell::new(Links::default()),
+            place: UnsafeCell::new(None),
             join_waker: UnsafeCell::new(None),
             scheduler: Arc::as_ptr(&scheduler).cast(),
             info,

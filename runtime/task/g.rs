@@ -17,20 +17,13 @@ pub(crate) struct Header {
     pub(super) vtable: &'static Vtable,
     /// Go's `schedlink`.
     pub(super) queue_next: UnsafeCell<Option<NonNull<Header>>>,
-    pub(super) links: UnsafeCell<Links>,
+    /// Where it is in its shard of the owned list.
+    pub(super) place: UnsafeCell<Option<usize>>,
     pub(super) join_waker: UnsafeCell<Option<Waker>>,
     /// The address of the task's scheduler (`Arc::as_ptr`), to tell one runtime's tasks from another's.
     pub(super) scheduler: *const (),
     pub(super) info: TaskInfo,
     pub(super) shard: usize,
-}
-
-/// A task's place in its shard of the owned list.
-#[derive(Default)]
-pub(super) struct Links {
-    pub(super) prev: Option<NonNull<Header>>,
-    pub(super) next: Option<NonNull<Header>>,
-    pub(super) linked: bool,
 }
 
 /// What differs from one type of task to the next. All pointers are to a live task of the type that the table is for.

@@ -23,7 +23,7 @@
 //! | `state` | anyone with a reference, or the `G`, or RUNNING; by its methods |
 //! | `vtable`, `scheduler`, `info`, `shard` | the same, to read |
 //! | `queue_next` | who holds the `G`, or the list that it is in |
-//! | `links` | who has the lock of the task's shard of `OwnedTasks` |
+//! | `place` | who has the lock of the task's shard of `OwnedTasks` |
 //! | `stage`, not COMPLETE | who set RUNNING (`start`) |
 //! | `stage`, COMPLETE | the `JoinHandle` if there was one at `complete`, else who completed |
 //! | `join_waker`, JOIN_WAKER clear | the `JoinHandle`, also after completion. Empty outside its methods |

@@ -17,8 +17,9 @@
 //! From the moment `cancel_all` is through, whoever runs any task (worker or not) drops it, also by `G::run`.
 
 use super::super::sync::Mutex;
-use super::g::{G, Header, Links, TaskInfo};
+use super::g::{G, Header, TaskInfo};
 use super::state::Notify;
+use std::mem;
 use std::ptr::NonNull;
 
 #[derive(Debug)]
@@ -32,23 +33,21 @@ pub(crate) struct OwnedTasks {
 #[repr(align(128))]
 struct Shard(Mutex<List>);
 
-/// A doubly linked list. It holds one reference to each task in it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct List {
-    head: Option<NonNull<Header>>,
-    /// The next task that shutdown has to cancel. As nothing is inserted any more, what is behind it is cancelled.
-    cursor: Option<NonNull<Header>>,
-    len: usize,
+    /// In no order. The list holds one reference to each, and each knows its place.
+    tasks: Vec<NonNull<Header>>,
+    /// How far shutdown has got, from the end. As nothing is inserted any more, what lies from here on is cancelled.
+    uncancelled: usize,
     closed: bool,
 }
 
-// SAFETY: the tasks' links, which these pointers are for, are touched under the list's lock only.
+// SAFETY: any thread may look at a task; its place is touched under the list's lock only.
 unsafe impl Send for List {}
 
 impl OwnedTasks {
     pub(crate) fn new(shards: usize) -> OwnedTasks {
-        let shard = |_| Shard(Mutex::new(List { head: None, cursor: None, len: 0, closed: false }));
-        OwnedTasks { shards: (0..shards.next_power_of_two()).map(shard).collect() }
+        OwnedTasks { shards: (0..shards.next_power_of_two()).map(|_| Shard(Mutex::default())).collect() }
     }
 
     /// False: closed, and the list took nothing.
@@ -62,15 +61,9 @@ impl OwnedTasks {
         if list.closed {
             return false;
         }
-        let next = list.head.replace(task);
-        // SAFETY: tasks in the list are alive, so is the new one, and we have the lock that guards their links.
-        unsafe {
-            if let Some(next) = next {
-                links(next, |l| l.prev = Some(task));
-            }
-            links(task, |l| *l = Links { prev: None, next, linked: true });
-        }
-        list.len += 1;
+        // SAFETY: the task is alive, and we have the lock that guards its place.
+        unsafe { set_place(task, Some(list.tasks.len())) };
+        list.tasks.push(task);
         true
     }
 
@@ -81,34 +74,22 @@ impl OwnedTasks {
     pub(super) unsafe fn remove(&self, task: NonNull<Header>) {
         // SAFETY: the caller's task is alive.
         let mut list = self.shard(unsafe { task.as_ref() }).lock();
-        // SAFETY: the task, and its neighbours because they are in the list, are alive, and we have the lock that guards
-        // their links.
-        unsafe {
-            let Links { prev, next, linked } = links(task, std::mem::take);
-            if !linked {
-                return;
-            }
-            match prev {
-                Some(prev) => links(prev, |l| l.next = next),
-                None => list.head = next,
-            }
-            if let Some(next) = next {
-                links(next, |l| l.prev = prev);
-            }
-            if list.cursor == Some(task) {
-                list.cursor = next;
-            }
+        // SAFETY: the task is alive, and we have the lock that guards its place.
+        let Some(at) = (unsafe { set_place(task, None) }) else { return };
+        list.tasks.swap_remove(at);
+        list.uncancelled = list.uncancelled.min(list.tasks.len());
+        if let Some(&moved) = list.tasks.get(at) {
+            // SAFETY: as above, since it is in the list.
+            unsafe { set_place(moved, Some(at)) };
         }
-        list.len -= 1;
     }
 
     /// From now on every spawn is refused.
     pub(crate) fn close(&self) {
         for shard in &self.shards {
             let mut list = shard.0.lock();
-            if !list.closed {
-                list.closed = true;
-                list.cursor = list.head;
+            if !mem::replace(&mut list.closed, true) {
+                list.uncancelled = list.tasks.len();
             }
         }
     }
@@ -122,12 +103,12 @@ impl OwnedTasks {
 
     /// Has `cancel_all` come to all of them?
     pub(crate) fn is_cancelled(&self) -> bool {
-        self.shards.iter().map(|shard| shard.0.lock()).all(|list| list.closed && list.cursor.is_none())
+        self.shards.iter().map(|shard| shard.0.lock()).all(|list| list.closed && list.uncancelled == 0)
     }
 
     /// Counts shard by shard: exact only when nothing is spawned or completes meanwhile.
     pub(crate) fn len(&self) -> usize {
-        self.shards.iter().map(|shard| shard.0.lock().len).sum()
+        self.shards.iter().map(|shard| shard.0.lock().tasks.len()).sum()
     }
 
     /// Once closed and empty, it stays so, and every task that was ever in it is complete.
@@ -139,14 +120,10 @@ impl OwnedTasks {
     pub(crate) fn running(&self) -> Vec<TaskInfo> {
         let mut running = Vec::new();
         for shard in &self.shards {
-            let list = shard.0.lock();
-            let mut next = list.head;
-            while let Some(task) = next {
-                // SAFETY: a task in the list is alive, and we have the lock that guards its links.
-                unsafe {
-                    running.extend(task.as_ref().state.is_running().then_some(task.as_ref().info));
-                    next = links(task, |l| l.next);
-                }
+            for task in &shard.0.lock().tasks {
+                // SAFETY: a task in the list is alive, and leaves it under this lock.
+                let task = unsafe { task.as_ref() };
+                running.extend(task.state.is_running().then_some(task.info));
             }
         }
         running
@@ -159,13 +136,15 @@ impl OwnedTasks {
 
 impl List {
     fn cancel_next(&mut self) -> Option<G> {
-        while let Some(task) = self.cursor {
-            // SAFETY: a task in the list is alive, and `self` is borrowed under the lock that guards its links.
-            // `abort` runs nobody's code, and `Submit` is the right to make the task's G.
+        // The last task takes the place of one that leaves, so it may come by a second time, but is never passed over.
+        // The second abort makes no G: since the first, the task is notified, running or complete.
+        while let Some(at) = self.uncancelled.checked_sub(1) {
+            self.uncancelled = at;
+            // SAFETY: a task in the list is alive, and leaves it under the lock that `self` is borrowed under. `abort`
+            // runs nobody's code, and `Submit` is the right to make the task's G.
             unsafe {
-                self.cursor = links(task, |l| l.next);
-                if let Notify::Submit = task.as_ref().state.abort() {
-                    return Some(G::from_raw(task));
+                if let Notify::Submit = self.tasks[at].as_ref().state.abort() {
+                    return Some(G::from_raw(self.tasks[at]));
                 }
             }
         }
@@ -173,9 +152,11 @@ impl List {
     }
 }
 
+/// Returns the place that it had.
+///
 /// # Safety
 /// The task is alive, and the caller has its shard's lock.
-unsafe fn links<R>(task: NonNull<Header>, f: impl FnOnce(&mut Links) -> R) -> R {
-    // SAFETY: the lock makes this the only access; none of the closures above touches the same task's links again.
-    unsafe { task.as_ref().links.with_mut(|links| f(&mut *links)) }
+unsafe fn set_place(task: NonNull<Header>, at: Option<usize>) -> Option<usize> {
+    // SAFETY: the lock makes this the only access.
+    unsafe { task.as_ref().place.with_mut(|place| mem::replace(&mut *place, at)) }
 }
