@@ -125,6 +125,7 @@ impl Gate {
     }
 
     /// An operation, to be polled.
+    #[inline(always)]
     pub(crate) fn poll_io<R: Transfer>(
         &self,
         side: Side,
@@ -138,6 +139,7 @@ impl Gate {
     }
 
     /// The EAGAIN loop: an attempt whenever there is news, else the waiter is queued. `also_try`: see [`Gate::arm`].
+    #[inline(always)]
     fn poll_at<R>(
         &self,
         side: Side,
@@ -229,6 +231,7 @@ impl Gate {
 
     /// A future that waits on one side as its place there. What `poll` needs of that it gets, so as not to hold it twice;
     /// and no `async fn` stands around this, which would keep its arguments beside it.
+    #[inline(always)]
     fn waiting<'a, R>(
         &'a self,
         side: Side,
