@@ -2,9 +2,11 @@
 //! SIGURG, to be preempted (runtime/signal_unix.go, `preemptM`): by default it does nothing, and debuggers let it pass.
 //!
 //! The handler calls nothing but the unwinder and futex(2), and touches nothing but one static.
+//!
+//! Which frames are the task's is told by addresses and by files: names say little where functions are inlined.
 
 use super::sys;
-use std::ffi::c_int;
+use std::ffi::{c_int, c_void};
 use std::fmt::Write;
 use std::ptr;
 use std::sync::Mutex;
@@ -36,6 +38,8 @@ const WRITING: u32 = u32::MAX - 1;
 const WRITTEN: u32 = u32::MAX;
 
 /// The backtrace of a thread of this process, as text; from the outermost call of a task's code inwards it is that code.
+/// Names and lines are as good as the program's debug information: without any, what was inlined into the runtime's own
+/// functions is not told from them.
 /// `None` if the thread does not answer, or the program has a use of its own for the signal.
 pub(crate) fn backtrace_of(thread: i32) -> Option<String> {
     static INSTALLED: OnceLock<bool> = OnceLock::new();
@@ -76,15 +80,15 @@ fn install() -> bool {
     unsafe {
         let (mut old, mut new): (libc::sigaction, libc::sigaction) = (std::mem::zeroed(), std::mem::zeroed());
         libc::sigaction(libc::SIGURG, ptr::null(), &mut old);
-        new.sa_sigaction = answer as extern "C" fn(c_int) as usize;
+        new.sa_sigaction = answer as extern "C" fn(c_int, *mut c_void, *const libc::ucontext_t) as usize;
         // On the thread's own stack: std's alternate one is small for an unwinder.
-        new.sa_flags = libc::SA_RESTART;
+        new.sa_flags = libc::SA_RESTART | libc::SA_SIGINFO;
         old.sa_sigaction == libc::SIG_DFL && libc::sigaction(libc::SIGURG, &new, ptr::null_mut()) == 0
     }
 }
 
 /// The handler, on the thread that is asked.
-extern "C" fn answer(_: c_int) {
+extern "C" fn answer(_: c_int, _: *mut c_void, context: *const libc::ucontext_t) {
     let asked = sys::thread_id() as u32;
     // Acquire pairs with the Release in `backtrace_of`. SIGURG may come from elsewhere, or too late.
     if REQUEST.state.compare_exchange(asked, WRITING, Ordering::Acquire, Ordering::Relaxed).is_err() {
@@ -92,11 +96,17 @@ extern "C" fn answer(_: c_int) {
     }
     // SAFETY: errno is this thread's.
     let errno = unsafe { *libc::__errno_location() };
-    let mut len = 0;
+    // SAFETY: the kernel says where it interrupted the thread, in what lives until the handler returns.
+    let (interrupted, mut len) = (unsafe { interrupted_at(context) }, 0);
     // SAFETY: it must not run on two threads at once: `WRITING` is one thread's.
     unsafe {
         backtrace::trace_unsynchronized(|frame| {
-            REQUEST.frames[len].store(frame.ip() as usize, Ordering::Relaxed);
+            let at = frame.ip() as usize;
+            if Some(at) == interrupted {
+                // All until here are the handler's own.
+                len = 0;
+            }
+            REQUEST.frames[len].store(at, Ordering::Relaxed);
             len += 1;
             len < FRAMES
         });
@@ -109,19 +119,37 @@ extern "C" fn answer(_: c_int) {
     unsafe { *libc::__errno_location() = errno };
 }
 
-/// What std prints of a backtrace, without the handler's frames and without the runtime's beneath the task.
+/// # Safety
+/// It is what the kernel gave to a signal's handler that runs.
+unsafe fn interrupted_at(context: *const libc::ucontext_t) -> Option<usize> {
+    // SAFETY: the caller's.
+    let context = unsafe { &(*context).uc_mcontext };
+    #[cfg(target_arch = "x86_64")]
+    return Some(context.gregs[libc::REG_RIP as usize] as usize);
+    #[cfg(target_arch = "aarch64")]
+    return Some(context.pc as usize);
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    {
+        let _ = context;
+        None
+    }
+}
+
+/// What std prints of a backtrace, from where the thread was interrupted to where the runtime calls the task.
 fn describe(frames: impl Iterator<Item = usize>) -> String {
     let mut text = String::new();
-    let (mut n, mut inside, mut outside) = (0, true, false);
+    let (mut n, mut outside) = (0, false);
     for ip in frames {
-        // A return address is behind the call; its line may be the next.
-        backtrace::resolve(ip.saturating_sub(1) as *mut _, |symbol| {
+        // The first is where the thread is. The others are return addresses, behind the call: the line may be the next.
+        let at = if n == 0 { ip } else { ip.saturating_sub(1) };
+        backtrace::resolve(at as *mut _, |symbol| {
             let name = symbol.name().map(|name| format!("{name:#}")).unwrap_or_default();
-            let handler =
-                name.contains("runtime::trace::") || name == "__restore_rt" || name.starts_with("backtrace::");
-            inside &= handler || name.is_empty();
-            outside |= name.contains("gopark::runtime::task::");
-            if inside || outside {
+            outside |= match symbol.filename() {
+                Some(file) => file.starts_with(concat!(env!("CARGO_MANIFEST_DIR"), "/runtime/task")),
+                // The task's code may have been inlined into it: so it is shown, and is the last.
+                None => n > 0 && text.contains("gopark::runtime::task::"),
+            };
+            if outside {
                 return;
             }
             let _ = writeln!(text, "{n:4}: {}", if name.is_empty() { "<unknown>" } else { &name });
