@@ -24,6 +24,15 @@
 //! }
 //! ```
 //!
+//! # What blocks
+//!
+//! A task may block its thread, by a system call, a lock or a long computation: after some milliseconds its right to run
+//! goes to another thread, and the other tasks go on. [`Builder::on_stuck_task`] names such a task, and with the feature
+//! `backtrace` says where it is. [`spawn_blocking`] and [`block_in_place`] spare the others even those milliseconds. Of such
+//! threads there are at most [`Builder::max_threads`] (512) more than workers, whose number is that of the CPUs, or what
+//! `GOPARK_PROCS` or [`Builder::workers`] says. A [`Runtime`] that is dropped waits for what is under way;
+//! [`Runtime::shutdown_timeout`] waits only so long, and says what still runs.
+//!
 //! # Reading order
 //!
 //! For whoever wants to know how it works, an afternoon's walk from the bottom up:

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo run --release --example blocking
-//! cargo run --release --example echo_load -- --addr 127.0.0.1:7002 --secs 5      (p99: as ever)
+//! cargo run --release --example echo_load -- --addr 127.0.0.1:7002 --block 4     (the longest gap: milliseconds)
 //!
 //! nc 127.0.0.1 7002                                                              (type BLOCK, in several windows)
 //! ```

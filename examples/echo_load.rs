@@ -15,7 +15,7 @@ use args::{Args, fail};
 use futures::future::try_join;
 use gopark::JoinHandle;
 use gopark::net::TcpStream;
-use gopark::time::{Duration, Instant, interval, timeout, timeout_at};
+use gopark::time::{Duration, Instant, interval, sleep, timeout, timeout_at};
 use std::io::{self, IsTerminal, Write};
 use std::net::Shutdown;
 use std::process::ExitCode;
@@ -28,6 +28,7 @@ A load client for echo servers: sends, waits, compares, again and again.
   --addr HOST:PORT   the server (default: 127.0.0.1:7000)
   --conns N          how many connections (default: 64)
   --secs S           for how many seconds, such as 0.5 (default: 5)
+  --block N          after a second, N further connections send BLOCK, once each (default: 0; for the example `blocking`)
   --bytes B          how long a message is, up to 16777216 (default: 64)
   --workers N        how many tasks may run at the same time (default: GOPARK_PROCS, else one per CPU)
   --help             this text
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
     let conns = args.number("--conns", 1..=1_000_000).unwrap_or(64);
     let secs = args.number("--secs", 0.001..=1e6).unwrap_or(5.0);
     let bytes = args.number("--bytes", 1..=16 << 20).unwrap_or(64);
+    let blocks = args.number("--block", 0..=100_000).unwrap_or(0);
     let workers = args.workers();
     args.end();
     if addr.ends_with(":0") {
@@ -66,7 +68,7 @@ fn main() -> ExitCode {
     let builder = gopark::Builder::new();
     let builder = if let Some(n) = workers { builder.workers(n) } else { builder };
     let runtime = builder.build().unwrap_or_else(|error| fail(error));
-    match runtime.run(load(addr, conns, Duration::from_secs_f64(secs), bytes)) {
+    match runtime.run(load(addr, conns, Duration::from_secs_f64(secs), bytes, blocks)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(wrong) => {
             eprintln!("{wrong}");
@@ -75,8 +77,9 @@ fn main() -> ExitCode {
     }
 }
 
-async fn load(addr: String, conns: usize, time: Duration, bytes: usize) -> Result<(), String> {
+async fn load(addr: String, conns: usize, time: Duration, bytes: usize, blocks: usize) -> Result<(), String> {
     let streams = connect(&addr, conns).await?;
+    let blockers = connect(&addr, blocks).await?;
     let tally = Arc::new(Tally::new());
     let noise: Arc<[u8]> = noise(STARTS + bytes).into();
     let progress = gopark::spawn(progress(tally.clone(), conns));
@@ -87,8 +90,9 @@ async fn load(addr: String, conns: usize, time: Duration, bytes: usize) -> Resul
         .enumerate()
         .map(|(n, stream)| gopark::spawn(client(stream, n, noise.clone(), bytes, end, tally.clone())))
         .collect();
+    let blockers: Vec<JoinHandle<_>> = blockers.into_iter().map(|stream| gopark::spawn(blocker(stream))).collect();
     let mut wrong = Vec::new();
-    for task in tasks {
+    for task in tasks.into_iter().chain(blockers) {
         if let Err(error) = task.await.expect("a client does not panic") {
             wrong.push(error);
         }
@@ -154,7 +158,7 @@ async fn client(
                 return Err(format!("byte {at} came back as {}, sent as {}", back[at], message[at]));
             }
             let now = Instant::now();
-            tally.record(now - sent);
+            tally.record(sent, now);
             sent = now;
         }
         // As many bytes as were sent are back. The server has no more to say, and closes when we do.
@@ -167,6 +171,15 @@ async fn client(
     };
     let late = || Err(format!("no answer for {PATIENCE:?}"));
     timeout_at(end + PATIENCE, work).await.unwrap_or_else(|_| late())
+}
+
+/// A connection whose message asks the server to block.
+async fn blocker(stream: TcpStream) -> Result<(), String> {
+    const BLOCK: &[u8] = b"BLOCK\n";
+    sleep(Duration::from_secs(1)).await;
+    stream.write_all(BLOCK).await.map_err(|e| format!("writing BLOCK: {e}"))?;
+    let read = timeout(PATIENCE, stream.read_exact(&mut [0; BLOCK.len()])).await;
+    read.map_err(|_| format!("BLOCK is not back after {PATIENCE:?}"))?.map_err(|e| format!("reading BLOCK: {e}"))
 }
 
 /// Bytes without a pattern, the same in every run: xorshift64.
@@ -203,6 +216,10 @@ async fn progress(tally: Arc<Tally>, conns: usize) {
 /// What all connections did: a count, and a histogram of latencies, off by less than 1/64.
 struct Tally {
     trips: AtomicU64,
+    begin: Instant,
+    /// When the last message came back, and the longest time without any, in nanoseconds.
+    last: AtomicU64,
+    longest_gap: AtomicU64,
     /// For each power of two of nanoseconds, `PARTS` equal parts of what lies between it and the next.
     buckets: Box<[AtomicU64]>,
 }
@@ -211,12 +228,19 @@ const PARTS: u64 = 64;
 
 impl Tally {
     fn new() -> Tally {
-        Tally { trips: AtomicU64::new(0), buckets: (0..64 * PARTS).map(|_| AtomicU64::new(0)).collect() }
+        let buckets = (0..64 * PARTS).map(|_| AtomicU64::new(0)).collect();
+        let (trips, last, longest_gap) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+        Tally { trips, begin: Instant::now(), last, longest_gap, buckets }
     }
 
-    fn record(&self, latency: Duration) {
+    fn record(&self, sent: Instant, back: Instant) {
         self.trips.fetch_add(1, Relaxed);
-        self.buckets[bucket(latency.as_nanos() as u64)].fetch_add(1, Relaxed);
+        self.buckets[bucket((back - sent).as_nanos() as u64)].fetch_add(1, Relaxed);
+        let now = (back - self.begin).as_nanos() as u64;
+        let gap = now.saturating_sub(self.last.fetch_max(now, Relaxed));
+        if gap > self.longest_gap.load(Relaxed) {
+            self.longest_gap.fetch_max(gap, Relaxed);
+        }
     }
 
     fn report(&self, conns: usize, bytes: usize, time: Duration) {
@@ -226,6 +250,8 @@ impl Tally {
         text += &format!("{trips} round trips, {rate:.0} round trips/s\n");
         let [p50, p99, p999] = [0.5, 0.99, 0.999].map(|part| self.percentile(part));
         text += &format!("latency p50 {p50:.1} us, p99 {p99:.1} us, p99.9 {p999:.1} us\n");
+        let gap = self.longest_gap.load(Relaxed) as f64 / 1e6;
+        text += &format!("longest gap {gap:.1} ms, in which nothing came back on any connection\n");
         // Nobody may be there to read it.
         let _ = io::stdout().write_all(text.as_bytes());
     }

@@ -75,7 +75,8 @@ impl Builder {
         /// Called when a task has kept a worker's place for long in one poll: some 4 ms of waiting, or 10 ms of CPU time.
         /// Once for each time, on another thread than the task's; not inside `block_in_place`, which has given the place
         /// away. What is to be told while the hook runs is told afterwards, and what finds no thread
-        /// ([`max_threads`](Self::max_threads)) is not. A panic in it is caught.
+        /// ([`max_threads`](Self::max_threads)) is not: then a line on stderr, once, names those that are in a poll. The end
+        /// of the runtime waits for the hook. A panic in it is caught.
         fn on_stuck_task(f: impl Fn(&StuckTask) + Send + Sync + 'static) { config.on_stuck_task = Some(Box::new(f)) }
 
         /// Called with the payload of a task's panic that no `JoinHandle` will deliver. Unless set, one line on stderr
@@ -129,8 +130,8 @@ impl fmt::Debug for Builder {
 ///
 /// Dropping it shuts it down: polls that are under way and closures that have begun are waited for, then every task
 /// that is left is dropped. Dropped by one of its own tasks, it does the same without waiting. Whoever still waits for one
-/// of its sockets or timers gets [`RuntimeGone`](crate::net::RuntimeGone): at once, if everybody else is done or waits too,
-/// and where a poll keeps its thread otherwise, after a tenth of a second.
+/// of its sockets gets [`RuntimeGone`](crate::net::RuntimeGone), and a sleep awaited elsewhere panics: at once, if everybody
+/// else is done or waits too, and where a poll keeps its thread otherwise, after a tenth of a second.
 #[derive(Debug)]
 pub struct Runtime {
     handle: Handle,
@@ -241,7 +242,7 @@ impl StillRunning {
 impl fmt::Display for StillRunning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} of the runtime's threads are still in a poll or a closure", self.threads)?;
-        self.tasks.iter().try_for_each(|task| write!(f, "; task {}, spawned at {}", task.id(), task.spawned_at()))
+        self.tasks.iter().try_for_each(|task| write!(f, "; {task}"))
     }
 }
 
@@ -420,6 +421,7 @@ impl Drop for EnterGuard<'_> {
 }
 
 /// The current runtime, or one made for the caller, which shuts it down by dropping it.
+#[track_caller]
 fn some_runtime() -> (Handle, Option<Runtime>) {
     match Handle::try_current() {
         Some(handle) => (handle, None),
@@ -431,7 +433,8 @@ fn some_runtime() -> (Handle, Option<Runtime>) {
 }
 
 /// Polls a future on the calling thread until it is ready, in the current runtime, or else in one that is made with
-/// the default settings and shut down at the end. See [`Handle::block_on`].
+/// the default settings and dropped at the end, which waits for polls and closures that are under way
+/// ([`Runtime::shutdown_timeout`] sets a limit). See [`Handle::block_on`].
 ///
 /// # Panics
 /// If the future panics; if there is no runtime and none can be made (see [`Builder::build`]).
@@ -440,13 +443,14 @@ fn some_runtime() -> (Handle, Option<Runtime>) {
 /// ```
 /// assert_eq!(gopark::block_on(async { 40 + 2 }), 42);
 /// ```
+#[track_caller]
 pub fn block_on<F: Future>(future: F) -> F::Output {
     let (handle, _made) = some_runtime();
     handle.block_on(future)
 }
 
 /// Runs a future as a task on the workers until it is done, in the current runtime, or else in one that is made with
-/// the default settings and shut down at the end. See [`Handle::run`].
+/// the default settings and dropped at the end, as by [`block_on`]. See [`Handle::run`].
 ///
 /// # Panics
 /// As [`block_on`].

@@ -53,8 +53,7 @@ impl StuckTask {
 impl fmt::Display for StuckTask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let StuckTask { task, duration, cpu_time, backtrace } = self;
-        let (id, at) = (task.id(), task.spawned_at());
-        write!(f, "task {id}, spawned at {at}, has been in one poll for {duration:?}, {cpu_time:?} of it computing")?;
+        write!(f, "{task}, has been in one poll for {duration:?}, {cpu_time:?} of it computing")?;
         backtrace.as_ref().map_or(Ok(()), |backtrace| write!(f, "\n{backtrace}"))
     }
 }

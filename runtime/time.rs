@@ -119,7 +119,9 @@ impl Sleep {
 /// Where nobody can be told by an error that the runtime has ended.
 fn expect_runtime<T>(result: Result<T, Shut>) -> T {
     result.unwrap_or_else(|_| {
-        panic!("gopark: a sleep was awaited after its runtime had been shut down; await it while that runs")
+        panic!(
+            "gopark: a sleep outlived its runtime, which was shut down: await it where that cannot happen, or not there"
+        )
     })
 }
 

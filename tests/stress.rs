@@ -63,7 +63,7 @@ struct Planned(u64);
 
 /// What a poll that goes on after the shutdown may meet.
 fn is_late_sleep(payload: &(dyn Any + Send)) -> bool {
-    payload.downcast_ref::<&str>().is_some_and(|text| text.contains("a sleep was awaited after its runtime"))
+    payload.downcast_ref::<&str>().is_some_and(|text| text.contains("a sleep outlived its runtime"))
 }
 
 struct AbortOnDrop(gopark::AbortHandle);
@@ -341,7 +341,7 @@ fn every_task_is_accounted_for() {
         let default = std::panic::take_hook();
         move |info| {
             let text = info.to_string();
-            if !(info.payload().is::<Planned>() || text.contains("a sleep was awaited after its runtime")) {
+            if !(info.payload().is::<Planned>() || text.contains("a sleep outlived its runtime")) {
                 default(info);
             }
         }

@@ -70,7 +70,7 @@ struct Planned(u64);
 
 /// What a poll that goes on after the shutdown may meet.
 fn is_late_sleep(payload: &(dyn Any + Send)) -> bool {
-    payload.downcast_ref::<&str>().is_some_and(|text| text.contains("a sleep was awaited after its runtime"))
+    payload.downcast_ref::<&str>().is_some_and(|text| text.contains("a sleep outlived its runtime"))
 }
 
 fn add_one(number: &AtomicUsize) {
@@ -416,7 +416,7 @@ fn every_task_of_a_random_tree_that_blocks() {
     std::panic::set_hook(Box::new({
         let default = std::panic::take_hook();
         move |info| {
-            if !(info.payload().is::<Planned>() || info.to_string().contains("a sleep was awaited after its runtime")) {
+            if !(info.payload().is::<Planned>() || info.to_string().contains("a sleep outlived its runtime")) {
                 default(info);
             }
         }

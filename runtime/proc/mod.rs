@@ -346,7 +346,7 @@ impl task::Schedule for Sched {
             Some(hook) => hook(info, &*payload),
             None => {
                 let text = task::panic_text(&*payload).unwrap_or("(no text)");
-                eprintln!("gopark: task {}, spawned at {}, panicked: {text}", info.id(), info.spawned_at());
+                eprintln!("gopark: {info}, panicked: {text}");
             }
         }
     }

@@ -6,7 +6,7 @@ use crate::runtime::park::Parker;
 use crate::runtime::queue::{self, Local};
 use crate::runtime::sync::Mutex;
 use crate::runtime::sys;
-use crate::runtime::task::{G, Ran, quietly};
+use crate::runtime::task::{G, Ran, TaskInfo, quietly};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -20,6 +20,17 @@ pub(crate) enum Orders {
     /// Run closures that block, without a P.
     Block,
     Exit,
+}
+
+/// So many tasks does the line on stderr name.
+const NAMED: usize = 4;
+
+/// A system's refusal, with what may be done about it.
+fn no_thread(error: io::Error) -> io::Error {
+    io::Error::new(
+        error.kind(),
+        format!("{error} (see `ulimit -u`, the limit of pids, and `Builder::thread_stack_size`)"),
+    )
 }
 
 impl Sched {
@@ -70,9 +81,13 @@ impl Sched {
         if self.stopping() || std::mem::replace(&mut self.threads.lock().refusal_told, true) {
             return;
         }
+        let mut polled: Vec<String> = self.running().iter().map(TaskInfo::to_string).collect();
+        let more = polled.len().saturating_sub(NAMED);
+        polled.truncate(NAMED);
+        let (polled, more) = (polled.join("; "), if more > 0 { format!("; and {more} more") } else { String::new() });
         sys::complain(&format!(
             "gopark: no thread can be started: {error}. Tasks may have to wait until one that blocks is done. \
-             `Builder::on_stuck_task` names those that block\n"
+             In a poll or a closure now: {polled}{more}\n"
         ));
     }
 
@@ -89,7 +104,7 @@ impl Sched {
             sched.ended.notify_all();
         };
         let mut threads = self.threads.lock();
-        threads.handles.push(thread::Builder::new().name(name).spawn(main)?);
+        threads.handles.push(thread::Builder::new().name(name).spawn(main).map_err(no_thread)?);
         threads.sysmon = true;
         Ok(())
     }
@@ -195,7 +210,7 @@ impl Sched {
         if started.is_err() {
             self.alive.store(alive, Ordering::Relaxed);
         }
-        threads.handles.push(started?);
+        threads.handles.push(started.map_err(no_thread)?);
         Ok(())
     }
 

@@ -371,3 +371,10 @@ impl TaskInfo {
         self.spawned_at
     }
 }
+
+/// `task 7, spawned at src/main.rs:9:13`.
+impl fmt::Display for TaskInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "task {}, spawned at {}", self.id, self.spawned_at)
+    }
+}
