@@ -103,7 +103,8 @@ pub(crate) fn main(mut args: Args) -> Result<(), Failure> {
         let server = lineup.start(entrant, workers, &Place::Free)?;
         let window = Duration::from_secs_f64(secs);
         let warm_up = pause;
-        let plan = Plan { addr: server.addr(), conns, bytes: 64, warm_up, window, rate: Some(rate) };
+        let plan =
+            Plan { addr: server.addr(), conns, bytes: 64, requests: None, idle: 0, warm_up, window, rate: Some(rate) };
         let blocks = Blocks { conns: BLOCKERS, times, length, pause, told: entrant.label != UNTOLD };
         let (watch, start, end) = eagerly(|| load::run_blocked(&plan, &blocks, || Clocks::read(Some(&server))))?;
         server.stop()?;

@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 pub(crate) struct Load {
     pub(crate) conns: usize,
     pub(crate) bytes: usize,
+    pub(crate) requests: Option<usize>,
+    pub(crate) idle: usize,
     pub(crate) rate: Option<f64>,
     pub(crate) warm_up: Duration,
     pub(crate) window: Duration,
@@ -25,8 +27,8 @@ pub(crate) struct Load {
 
 impl Load {
     pub(crate) fn plan(&self, addr: SocketAddr) -> Plan {
-        let Load { conns, bytes, rate, warm_up, window } = *self;
-        Plan { addr, conns, bytes, rate, warm_up, window }
+        let Load { conns, bytes, requests, idle, rate, warm_up, window } = *self;
+        Plan { addr, conns, bytes, requests, idle, rate, warm_up, window }
     }
 }
 

@@ -16,11 +16,12 @@ benches duel [--quick] [--rounds K] [--secs S] [--only CELL,..] [--peers A,..] [
              [--markdown FILE]
 
 The peers side by side as echo servers under full load: each connection sends its next message when the last one is
-back. Per cell, K rounds (9); per round, each peer once for S seconds (1), from a fresh process, in rotating order.
+back; and as HTTP servers, where a message is one request, or 16 at once. Per cell, K rounds (9); per round, each peer once for S seconds (1), from a fresh process, in rotating order.
 
-  --only CELL,..    some cells, by name or by the start of it: 2w/1 2w/64 2w/512 2w/4000 2w/64x16k and the same with 1p/
+  --only CELL,..    some cells, by name or by the start of it: 2w/1 2w/64 2w/512 2w/4000 2w/64x16k 2w/http1 2w/http16
+                    and the same with 1p/
                     2w: two workers, nobody pinned. 1p: one worker, server pinned to one CPU and client to another
-  --peers A,..      some of raw, tokio, smol, may, gopark and go; raw,tokio,gopark by default
+  --peers A,..      some of raw, tokio, smol, may, gopark and go; raw,tokio,smol,gopark by default, and go where it is in PATH
   --patience S      repeats rounds in which other processes took over 15 % of the CPUs, up to S seconds (0) per cell
   --json FILE       all samples
   --markdown FILE   the tables of docs/performance.md
@@ -32,7 +33,8 @@ parentheses, quartiles. What other processes took of the CPUs is shown too: wher
 figures are worth little.
 
 What it does not measure: a network (all is loopback, where sender and receiver share the kernel's work), connecting and
-closing, more than two workers, memory, fairness between connections, servers that do anything but echo. The client is
+closing, more than two workers, memory, fairness between connections, servers that do anything but echo, or parse
+more of HTTP than where a head ends. The client is
 one thread and in the way: of throughput where it takes longer per message than the server, and of latency always, as a
 message waits for its turn in the client too, and as a closed loop sends less to a slow server.
 ";
@@ -41,25 +43,47 @@ message waits for its turn in the client too, and as a closed loop sends less to
 struct Cell {
     pinned: bool,
     conns: usize,
-    bytes: usize,
+    message: Message,
+}
+
+#[derive(Clone, Copy)]
+enum Message {
+    Bytes(usize),
+    Requests(usize),
 }
 
 impl Cell {
     fn all() -> impl Iterator<Item = Cell> {
-        const LOADS: [(usize, usize); 5] = [(1, 64), (64, 64), (512, 64), (4000, 64), (64, 16_384)];
-        [false, true].into_iter().flat_map(|pinned| LOADS.map(|(conns, bytes)| Cell { pinned, conns, bytes }))
+        use Message::{Bytes, Requests};
+        const LOADS: [(usize, Message); 7] = [
+            (1, Bytes(64)),
+            (64, Bytes(64)),
+            (512, Bytes(64)),
+            (4000, Bytes(64)),
+            (64, Bytes(16_384)),
+            (64, Requests(1)),
+            (64, Requests(16)),
+        ];
+        [false, true].into_iter().flat_map(|pinned| LOADS.map(|(conns, message)| Cell { pinned, conns, message }))
     }
 
     fn name(&self) -> String {
         let kind = if self.pinned { "1p" } else { "2w" };
-        let size = if self.bytes == 64 { String::new() } else { format!("x{}k", self.bytes / 1024) };
-        format!("{kind}/{}{size}", self.conns)
+        match self.message {
+            Message::Bytes(64) => format!("{kind}/{}", self.conns),
+            Message::Bytes(bytes) => format!("{kind}/{}x{}k", self.conns, bytes / 1024),
+            Message::Requests(requests) => format!("{kind}/http{requests}"),
+        }
     }
 
     fn title(&self) -> String {
-        let Cell { pinned, conns, bytes } = self;
-        let kind = if *pinned { "1 worker, pinned" } else { "2 workers" };
-        format!("{kind}, {} of {}", stats::count(*conns, "connection"), stats::bytes(*bytes))
+        let kind = if self.pinned { "1 worker, pinned" } else { "2 workers" };
+        let conns = stats::count(self.conns, "connection");
+        match self.message {
+            Message::Bytes(bytes) => format!("{kind}, {conns} of {}", stats::bytes(bytes)),
+            Message::Requests(1) => format!("{kind}, {conns}, HTTP"),
+            Message::Requests(requests) => format!("{kind}, {conns}, {requests} HTTP requests at once"),
+        }
     }
 
     fn workers(&self) -> usize {
@@ -95,7 +119,7 @@ pub(crate) fn main(mut args: Args) -> Result<(), Failure> {
     let mut cells = select(args.text("--only")?)?;
     let peers = args
         .parsed::<Peers>("--peers", Peers::WANTS)?
-        .unwrap_or_else(|| Peers(vec![Peer::Raw, Peer::Tokio, Peer::Gopark]));
+        .unwrap_or_else(|| Peers(vec![Peer::Raw, Peer::Tokio, Peer::Smol, Peer::Gopark]).and_go());
     let (json, markdown) = (args.text("--json")?, args.text("--markdown")?);
     args.finish()?;
 
@@ -107,20 +131,23 @@ pub(crate) fn main(mut args: Args) -> Result<(), Failure> {
         eprintln!("{why}");
     }
     let machine = machine::describe();
-    let lineup = Lineup::new(&peers, true)?;
+    let (lineup, of_http) = (Lineup::new(&peers, true)?, Lineup::of_http(&peers)?);
     let mut progress = Progress::new(cells.len() * rounds * lineup.entrants.len());
     let mut outcomes = Vec::new();
     for cell in cells {
         progress.enter(&cell.name());
         let load = Load {
             conns: cell.conns,
-            bytes: cell.bytes,
+            bytes: if let Message::Bytes(bytes) = cell.message { bytes } else { 0 },
+            requests: if let Message::Requests(requests) = cell.message { Some(requests) } else { None },
+            idle: 0,
             rate: None,
             warm_up: Duration::from_secs_f64(secs / 4.0),
             window: Duration::from_secs_f64(secs),
         };
         let setting = Setting { load, workers: cell.workers(), place: cell.place()?, rounds, patience };
-        let outcome = contest::play(&lineup, &setting, &mut progress)?;
+        let lineup = if matches!(cell.message, Message::Requests(_)) { &of_http } else { &lineup };
+        let outcome = contest::play(lineup, &setting, &mut progress)?;
         progress.pause();
         println!("{}: {}\n{}", cell.name(), cell.title(), outcome.show());
         outcomes.push((cell, outcome));

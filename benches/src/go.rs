@@ -11,6 +11,8 @@ const BUILD_LIMIT: Duration = Duration::from_secs(300);
 pub(crate) const ECHO: &str = include_str!("../peers/echo.go");
 pub(crate) const BLOCKING: &str = include_str!("../peers/blocking.go");
 pub(crate) const DEADLINES: &str = include_str!("../peers/deadlines.go");
+pub(crate) const HTTP: &str = include_str!("../peers/http.go");
+pub(crate) const MICRO: &str = include_str!("../peers/micro.go");
 pub(crate) const PROXY: &str = include_str!("../peers/proxy.go");
 pub(crate) const SLEEPERS: &str = include_str!("../peers/sleepers.go");
 

@@ -12,6 +12,7 @@ pub(crate) struct Gopark;
 impl Runtime for Gopark {
     type Listener = TcpListener;
     type Stream = TcpStream;
+    type Handle = gopark::Handle;
 
     fn run<F>(workers: usize, main: F) -> io::Result<F::Output>
     where
@@ -26,6 +27,21 @@ impl Runtime for Gopark {
     {
         let handle = gopark::spawn(task);
         async { handle.await.expect("no task panics") }
+    }
+
+    fn handle() -> gopark::Handle {
+        gopark::Handle::current()
+    }
+
+    fn spawn_from_outside<F>(handle: &gopark::Handle, task: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        drop(handle.spawn(task));
+    }
+
+    fn yield_now() -> impl Future<Output = ()> + Send {
+        gopark::yield_now()
     }
 
     fn sleep(time: Duration) -> impl Future<Output = ()> + Send {

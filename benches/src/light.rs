@@ -60,6 +60,8 @@ pub(crate) fn main(mut args: Args) -> Result<(), Failure> {
     let load = Load {
         conns,
         bytes: 64,
+        requests: None,
+        idle: 0,
         rate: Some(rate),
         warm_up: Duration::from_secs_f64(secs / 4.0),
         window: Duration::from_secs_f64(secs),

@@ -1,10 +1,13 @@
 //! The load client: one thread on epoll, and every byte that comes back is compared with the one that went out.
 //!
+//! To an HTTP server it sends so many requests at once, which count as one message.
+//!
 //! A closed loop by default: each connection sends its next message when the last one is back. With a rate, messages go
 //! out on schedule, one after the other with equal gaps, and a message's latency counts from when it was due.
 
 use crate::Failure;
 use crate::hist::Hist;
+use crate::http::{ANSWER, REQUEST};
 use crate::json::Json;
 use crate::pattern::{PIECE, Pattern};
 use crate::stall::BLOCK;
@@ -19,6 +22,8 @@ const MAX_EVENTS: usize = 1024;
 const TICKER: u64 = u64::MAX;
 /// The first of those that block; connections have lower ones.
 const BLOCKER: u64 = 1 << 63;
+/// The first of those that are idle.
+const IDLE: u64 = 1 << 62;
 /// So many connections are made before the first of them must have echoed once: no accept queue overflows.
 const BULK: usize = 128;
 /// A server that echoes nothing for so long is broken.
@@ -29,6 +34,10 @@ pub(crate) struct Plan {
     pub(crate) addr: SocketAddr,
     pub(crate) conns: usize,
     pub(crate) bytes: usize,
+    /// So many HTTP requests for a message, instead of bytes that come back as they are.
+    pub(crate) requests: Option<usize>,
+    /// So many further connections that say nothing.
+    pub(crate) idle: usize,
     /// Load that is not counted, before the window.
     pub(crate) warm_up: Duration,
     pub(crate) window: Duration,
@@ -85,6 +94,7 @@ impl Report {
 pub(crate) fn run_between<T>(plan: &Plan, mut probe: impl FnMut() -> io::Result<T>) -> Result<(Report, T, T), Failure> {
     let mut client = Client::new(plan)?;
     client.connect()?;
+    client.connect_idle()?;
     let mut pace = plan.rate.map(|rate| Pace::start(&client.epoll, plan.conns, rate)).transpose()?;
     if pace.is_none() {
         client.send_on_all(0);
@@ -166,9 +176,10 @@ struct Blocker {
 struct Conn {
     /// None after an error.
     stream: Option<TcpStream>,
-    /// Bytes that should go out in all, that have, and that came back.
+    /// Bytes that should go out in all, and that have; that should come back, and that have.
     goal: u64,
     sent: u64,
+    due: u64,
     received: u64,
     /// When the message under way was sent; not used with a rate.
     since: u64,
@@ -188,11 +199,14 @@ enum Then {
 
 struct Client<'a> {
     plan: &'a Plan,
-    pattern: Pattern,
+    /// What is sent, and the length of a message; the same of what comes back.
+    out: (Pattern, u64),
+    back: (Pattern, u64),
     epoll: Epoll,
     events: EventBuf,
     buf: Vec<u8>,
     conns: Vec<Conn>,
+    idle: Vec<TcpStream>,
     then: Then,
     counting: bool,
     last_progress: u64,
@@ -205,13 +219,19 @@ struct Client<'a> {
 
 impl<'a> Client<'a> {
     fn new(plan: &'a Plan) -> Result<Self, Failure> {
+        let of_http = |text: &[u8], requests: usize| (Pattern::of(text), (text.len() * requests) as u64);
+        let echoed = || (Pattern::new(), plan.bytes as u64);
+        let out = plan.requests.map_or_else(echoed, |requests| of_http(REQUEST, requests));
+        let back = plan.requests.map_or_else(echoed, |requests| of_http(ANSWER, requests));
         Ok(Client {
             plan,
-            pattern: Pattern::new(),
+            out,
+            back,
             epoll: Epoll::new()?,
             events: EventBuf::new(MAX_EVENTS),
             buf: vec![0; PIECE],
             conns: Vec::with_capacity(plan.conns),
+            idle: Vec::with_capacity(plan.idle),
             then: Then::Rest,
             counting: false,
             last_progress: sys::now(),
@@ -229,10 +249,24 @@ impl<'a> Client<'a> {
             let first = self.conns.len();
             for index in first..self.plan.conns.min(first + BULK) {
                 let stream = self.connect_one(index as u64)?;
-                let conn = Conn { stream: Some(stream), goal: 0, sent: 0, received: 0, since: 0, wants_out: false };
+                let conn =
+                    Conn { stream: Some(stream), goal: 0, sent: 0, due: 0, received: 0, since: 0, wants_out: false };
                 self.conns.push(conn);
             }
             self.send_on_all(first);
+            self.drain()?;
+        }
+        Ok(())
+    }
+
+    /// Makes the connections that say nothing. As each of the others has echoed by then, and again in between, the server
+    /// keeps up.
+    fn connect_idle(&mut self) -> Result<(), Failure> {
+        while self.idle.len() < self.plan.idle {
+            for index in self.idle.len()..self.plan.idle.min(self.idle.len() + BULK) {
+                self.idle.push(self.connect_one(IDLE + index as u64)?);
+            }
+            self.send_on_all(0);
             self.drain()?;
         }
         Ok(())
@@ -266,7 +300,7 @@ impl<'a> Client<'a> {
     fn call_blockers(&mut self, begin: &[u8]) -> Result<(), Failure> {
         for (index, blocker) in self.blockers.iter_mut().enumerate() {
             let rest = self.plan.bytes.saturating_sub(begin.len());
-            blocker.message = [begin, self.pattern.piece(self.plan.conns + index, 0, rest)].concat();
+            blocker.message = [begin, self.out.0.piece(self.plan.conns + index, 0, rest)].concat();
             blocker.received = 0;
             // Nothing else is under way here, so it takes all.
             blocker.stream.write_all(&blocker.message)?;
@@ -318,7 +352,7 @@ impl<'a> Client<'a> {
     }
 
     fn wait_for_all(&mut self) -> Result<(), Failure> {
-        while self.conns.iter().any(|conn| conn.stream.is_some() && conn.received < conn.goal) {
+        while self.conns.iter().any(|conn| conn.stream.is_some() && conn.received < conn.due) {
             self.turn(STALL.as_nanos() as u64, None)?;
         }
         Ok(())
@@ -338,6 +372,9 @@ impl<'a> Client<'a> {
                 self.receive_blocked((token - BLOCKER) as usize)?;
                 continue;
             }
+            if token >= IDLE {
+                return Err(Failure::run("a connection that said nothing was answered or closed"));
+            }
             let index = token as usize;
             let outcome = match mask & EPOLLOUT {
                 0 => self.receive(index),
@@ -356,7 +393,8 @@ impl<'a> Client<'a> {
     /// Puts one more message in the stream.
     fn send_message(&mut self, index: usize, now: u64) {
         let conn = &mut self.conns[index];
-        conn.goal += self.plan.bytes as u64;
+        conn.goal += self.out.1;
+        conn.due += self.back.1;
         conn.since = now;
         let outcome = self.send(index);
         self.settle(index, outcome);
@@ -377,7 +415,7 @@ impl<'a> Client<'a> {
         let mut full = false;
         while conn.sent < conn.goal && !full {
             let len = (conn.goal - conn.sent).min(PIECE as u64) as usize;
-            match stream.write(self.pattern.piece(index, conn.sent, len)) {
+            match stream.write(self.out.0.piece(index, conn.sent, len)) {
                 Ok(n) => conn.sent += n as u64,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => full = true,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -401,13 +439,13 @@ impl<'a> Client<'a> {
             Err(error) if [ErrorKind::WouldBlock, ErrorKind::Interrupted].contains(&error.kind()) => return Ok(()),
             Err(error) => return Err(format!("read: {error}")),
         };
-        if conn.received + count as u64 > conn.sent {
-            return Err("more came back than was sent".into());
+        if conn.received + count as u64 > conn.due {
+            return Err("more came back than was asked for".into());
         }
-        if self.buf[..count] != *self.pattern.piece(index, conn.received, count) {
+        if self.buf[..count] != *self.back.0.piece(index, conn.received, count) {
             return Err(format!("a wrong byte came back, at {} or up to {count} bytes later", conn.received));
         }
-        let bytes = self.plan.bytes as u64;
+        let bytes = self.back.1;
         let whole_before = conn.received / bytes;
         conn.received += count as u64;
         let whole = conn.received / bytes;

@@ -1,5 +1,5 @@
-//! What the load client sends: bytes that depend on the connection and on the place in its stream, so that an echo that
-//! is lost, doubled, swapped or crossed shows.
+//! What the load client sends, and what it wants back. To an echo server, bytes that depend on the connection and on the
+//! place in its stream, so that an echo that is lost, doubled, swapped or crossed shows; else one text over and over.
 
 /// A prime, so that no message length divides it.
 const PERIOD: usize = 65_521;
@@ -9,6 +9,10 @@ pub(crate) const PIECE: usize = 65_536;
 
 pub(crate) struct Pattern {
     bytes: Vec<u8>,
+    /// After so many bytes it begins again.
+    period: usize,
+    /// By how much it is ahead in each further connection.
+    shift: u64,
 }
 
 impl Pattern {
@@ -16,12 +20,17 @@ impl Pattern {
         let mut bytes: Vec<u8> = (0..PERIOD as u64).map(|place| mix(place) as u8).collect();
         bytes.extend_from_within(..);
         bytes.extend_from_within(..PIECE - PERIOD);
-        Pattern { bytes }
+        Pattern { bytes, period: PERIOD, shift: 7919 }
+    }
+
+    /// The same text again and again.
+    pub(crate) fn of(text: &[u8]) -> Self {
+        Pattern { bytes: text.repeat(PIECE / text.len() + 2), period: text.len(), shift: 0 }
     }
 
     /// The `len` bytes (at most PIECE) that stand at `offset` of a connection's stream.
     pub(crate) fn piece(&self, conn: usize, offset: u64, len: usize) -> &[u8] {
-        let start = (conn as u64 * 7919 + offset) as usize % PERIOD;
+        let start = (conn as u64 * self.shift + offset) as usize % self.period;
         &self.bytes[start..start + len]
     }
 }

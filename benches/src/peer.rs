@@ -95,6 +95,7 @@ impl FromStr for Peers {
 pub(crate) enum Service {
     /// Where a message may ask for it, its handler keeps its thread.
     Echo(Option<Stall>),
+    Http,
     Proxy(SocketAddr),
 }
 
@@ -105,8 +106,12 @@ pub(crate) fn serve(peer: Peer, addr: SocketAddr, service: Service, workers: usi
         (Peer::Tokio, _) => runtime::serve::<Tokio>(addr, service, workers),
         (Peer::Smol, _) => runtime::serve::<Smol>(addr, service, workers),
         (Peer::Gopark, _) => runtime::serve::<Gopark>(addr, service, workers),
-        (Peer::May, Service::Echo(stall)) => may_peer::serve(addr, workers, stall),
-        (Peer::Raw, Service::Echo(None)) => raw::serve(addr, workers),
+        (Peer::May, Service::Echo(stall)) => {
+            may_peer::serve(addr, workers, move |stream| may_peer::echo(stream, stall))
+        }
+        (Peer::May, Service::Http) => may_peer::serve(addr, workers, may_peer::http),
+        (Peer::Raw, Service::Echo(None)) => raw::serve(addr, workers, false),
+        (Peer::Raw, Service::Http) => raw::serve(addr, workers, true),
         (Peer::Raw, Service::Proxy(target)) => raw_proxy::serve(addr, target),
         (Peer::Raw, Service::Echo(Some(_))) => return Err(Failure::usage("raw has one loop and no handlers to block")),
         (Peer::May, Service::Proxy(_)) => return Err(Failure::usage("may is an echo server here and no proxy")),
@@ -145,6 +150,11 @@ impl Lineup {
         Lineup::of(peers, control.then_some(CONTROL), Service::Echo(None))
     }
 
+    /// HTTP servers, with a control.
+    pub(crate) fn of_http(peers: &Peers) -> Result<Self, Failure> {
+        Lineup::of(peers, Some(CONTROL), Service::Http)
+    }
+
     /// Proxies, with a control.
     pub(crate) fn of_proxies(peers: &Peers, target: SocketAddr) -> Result<Self, Failure> {
         match peers.0.contains(&Peer::May) {
@@ -171,6 +181,7 @@ impl Lineup {
         let source = match service {
             Service::Echo(None) => go::ECHO,
             Service::Echo(Some(_)) => go::BLOCKING,
+            Service::Http => go::HTTP,
             Service::Proxy(_) => go::PROXY,
         };
         let go = peers.0.contains(&Peer::Go).then(|| go::Program::build(source)).transpose()?;
@@ -187,14 +198,15 @@ impl Lineup {
         let workers_text = workers.to_string();
         let special = match self.service {
             Service::Echo(None) => None,
-            Service::Echo(Some(stall)) => Some(("--stall", stall.to_string())),
-            Service::Proxy(target) => Some(("--target", target.to_string())),
+            Service::Echo(Some(stall)) => Some(format!("--stall={stall}")),
+            Service::Http => Some("--http".to_owned()),
+            Service::Proxy(target) => Some(format!("--target={target}")),
         };
         let mut args = vec!["serve", entrant.peer.name(), "--workers", &workers_text];
-        args.extend(special.iter().flat_map(|(name, value)| [name, &value[..]]));
+        args.extend(special.as_deref());
         let mut proc = place.on_server_cpus(|| match &self.go {
             Some(go) if entrant.peer == Peer::Go => {
-                Proc::start("go", go.command(workers).args(special.iter().map(|(_, value)| value)))
+                Proc::start("go", go.command(workers).args(special.iter().filter_map(|text| text.split('=').nth(1))))
             }
             _ => Proc::start_self(&args),
         })?;

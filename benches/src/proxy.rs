@@ -76,7 +76,7 @@ pub(crate) fn main(mut args: Args) -> Result<(), Failure> {
         let lineup = Lineup::of_proxies(&peers, target)?;
         let mut progress = Progress::new(rounds * lineup.entrants.len());
         progress.enter("messages");
-        let load = Load { conns, bytes: 64, rate: None, warm_up: window / 4, window };
+        let load = Load { conns, bytes: 64, requests: None, idle: 0, rate: None, warm_up: window / 4, window };
         let setting = Setting { load, workers, place: Place::Free, rounds, patience: Duration::ZERO };
         let outcome = contest::play(&lineup, &setting, &mut progress)?;
         progress.pause();

@@ -1,6 +1,7 @@
-//! The yardstick: an echo server as one writes it in C, on epoll and nothing else.
+//! The yardstick: an echo server as one writes it in C, on epoll and nothing else; and an HTTP server.
 
 use crate::BUFFER;
+use crate::http::Heads;
 use crate::sys::{self, EPOLLIN, EPOLLOUT, Epoll, EventBuf};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -10,30 +11,31 @@ const MAX_EVENTS: usize = 1024;
 const LISTENER: u64 = u64::MAX;
 
 /// One epoll loop per worker; more than one share the port by SO_REUSEPORT.
-pub(crate) fn serve(addr: SocketAddr, workers: usize) -> io::Result<()> {
+pub(crate) fn serve(addr: SocketAddr, workers: usize, http: bool) -> io::Result<()> {
     let shared = workers > 1;
     let first = sys::listen(addr, shared)?;
     let addr = first.local_addr()?;
     for _ in 1..workers {
         let next = sys::listen(addr, shared)?;
         thread::Builder::new().name("raw".into()).spawn(move || {
-            if let Err(error) = serve_loop(&next) {
+            if let Err(error) = serve_loop(&next, http) {
                 eprintln!("raw: {error}");
                 std::process::exit(1);
             }
         })?;
     }
     println!("listening on {addr}");
-    serve_loop(&first)
+    serve_loop(&first, http)
 }
 
 struct Conn {
     stream: TcpStream,
     /// What a short write left over; while there is any, the connection is not read.
     unsent: Vec<u8>,
+    heads: Heads,
 }
 
-fn serve_loop(listener: &TcpListener) -> io::Result<()> {
+fn serve_loop(listener: &TcpListener, http: bool) -> io::Result<()> {
     let epoll = Epoll::new()?;
     epoll.add(listener, EPOLLIN, LISTENER)?;
     let mut events = EventBuf::new(MAX_EVENTS);
@@ -49,7 +51,7 @@ fn serve_loop(listener: &TcpListener) -> io::Result<()> {
             let slot = &mut conns[token as usize];
             let Some(conn) = slot else { continue };
             let outcome = match conn.unsent.is_empty() {
-                true => echo(&epoll, conn, token, &mut buf),
+                true => answer(&epoll, conn, token, &mut buf, http),
                 false => flush(&epoll, conn, token),
             };
             // An end or an error: either way this connection is over, and dropping it closes it.
@@ -79,21 +81,22 @@ fn accept_all(
             conns.len() - 1
         });
         epoll.add(&stream, EPOLLIN, slot as u64)?;
-        conns[slot] = Some(Conn { stream, unsent: Vec::new() });
+        conns[slot] = Some(Conn { stream, unsent: Vec::new(), heads: Heads::default() });
     }
 }
 
 /// One read and one write; false at the end of the stream.
-fn echo(epoll: &Epoll, conn: &mut Conn, token: u64, buf: &mut [u8]) -> io::Result<bool> {
+fn answer(epoll: &Epoll, conn: &mut Conn, token: u64, buf: &mut [u8], http: bool) -> io::Result<bool> {
     let read = match conn.stream.read(buf) {
         Ok(0) => return Ok(false),
         Ok(n) => n,
         Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(true),
         Err(error) => return Err(error),
     };
-    let written = write(&conn.stream, &buf[..read])?;
-    if written < read {
-        conn.unsent.extend_from_slice(&buf[written..read]);
+    let bytes = if http { conn.heads.answers(&buf[..read]) } else { &buf[..read] };
+    let written = if bytes.is_empty() { 0 } else { write(&conn.stream, bytes)? };
+    if written < bytes.len() {
+        conn.unsent.extend_from_slice(&bytes[written..]);
         epoll.modify(&conn.stream, EPOLLOUT, token)?;
     }
     Ok(true)

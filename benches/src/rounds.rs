@@ -78,6 +78,19 @@ impl<const N: usize> Figures<N> {
             println!("  {:<8}{}", peer.name(), columns.concat().trim_end());
         }
     }
+
+    /// The other way round: a line for each figure, a column for each peer.
+    pub(crate) fn print_rows(&self, names: [&str; N], width: usize, each: impl Fn(f64) -> String) {
+        let peers: String = self.0.iter().map(|(peer, _)| format!("{:<width$}", peer.name())).collect();
+        println!("  {:<16}{}", "", peers.trim_end());
+        for (row, name) in names.iter().enumerate() {
+            let columns = self.0.iter().map(|(_, rounds)| {
+                let spread = Spread::of(rounds.iter().map(|figures| figures[row])).expect("a round at least");
+                format!("{:<width$}", spread.show(&each))
+            });
+            println!("  {name:<16}{}", columns.collect::<String>().trim_end());
+        }
+    }
 }
 
 /// In a child: its peer, its workers and its numbers, which are called so.

@@ -1,6 +1,7 @@
 //! What the benchmarks ask of a runtime, and the servers and programs written once for all of them.
 
 use crate::BUFFER;
+use crate::http::Heads;
 use crate::peer::Service;
 use crate::stall::Stall;
 use std::future::Future;
@@ -11,6 +12,8 @@ use std::time::Duration;
 pub(crate) trait Runtime: Send + 'static {
     type Listener: Send + Sync + 'static;
     type Stream: Send + 'static;
+    /// What a thread that is not the runtime's needs to start tasks.
+    type Handle: Send + 'static;
 
     /// Runs `main` as a task on a fresh runtime's workers, and returns what it returns.
     fn run<F>(workers: usize, main: F) -> io::Result<F::Output>
@@ -22,6 +25,13 @@ pub(crate) trait Runtime: Send + 'static {
     where
         F: Future<Output: Send> + Send + 'static;
 
+    fn handle() -> Self::Handle;
+    /// Starts a task that nobody waits for.
+    fn spawn_from_outside<F>(handle: &Self::Handle, task: F)
+    where
+        F: Future<Output = ()> + Send + 'static;
+
+    fn yield_now() -> impl Future<Output = ()> + Send;
     fn sleep(time: Duration) -> impl Future<Output = ()> + Send;
     fn bind(addr: SocketAddr) -> impl Future<Output = io::Result<Self::Listener>> + Send;
     fn local_addr(listener: &Self::Listener) -> io::Result<SocketAddr>;
@@ -54,7 +64,18 @@ async fn accept_loop<R: Runtime>(addr: SocketAddr, service: Service) -> io::Resu
         let stream = R::accept(&listener).await?;
         match service {
             Service::Echo(stall) => drop(R::spawn(echo::<R>(stream, stall))),
+            Service::Http => drop(R::spawn(http::<R>(stream))),
             Service::Proxy(target) => drop(R::spawn(async move { R::pass_on(stream, target).await })),
+        }
+    }
+}
+
+async fn http<R: Runtime>(mut stream: R::Stream) {
+    let (mut buf, mut heads) = (vec![0; BUFFER], Heads::default());
+    while let Ok(n @ 1..) = R::read(&mut stream, &mut buf).await {
+        let answers = heads.answers(&buf[..n]);
+        if !answers.is_empty() && R::write_all(&mut stream, answers).await.is_err() {
+            return;
         }
     }
 }

@@ -39,6 +39,7 @@ impl<T> Drop for Detached<T> {
 impl Runtime for Smol {
     type Listener = TcpListener;
     type Stream = TcpStream;
+    type Handle = ();
 
     fn run<F>(workers: usize, main: F) -> io::Result<F::Output>
     where
@@ -63,6 +64,19 @@ impl Runtime for Smol {
         F: Future<Output: Send> + Send + 'static,
     {
         Detached(Some(EXECUTOR.spawn(task)))
+    }
+
+    fn handle() {}
+
+    fn spawn_from_outside<F>((): &(), task: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        EXECUTOR.spawn(task).detach();
+    }
+
+    fn yield_now() -> impl Future<Output = ()> + Send {
+        smol::future::yield_now()
     }
 
     async fn sleep(time: Duration) {

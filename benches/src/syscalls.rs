@@ -137,7 +137,7 @@ pub(crate) fn main(mut args: Args) -> Result<(), Failure> {
         println!("  {:<10}{:>8}{}{:>8}", "", "all", CLASSES.map(|(name, _)| format!("{name:>8}")).concat(), "other");
         for &entrant in &lineup.entrants {
             let (warm_up, window) = (Duration::from_secs_f64(secs / 4.0), Duration::from_secs_f64(secs));
-            let load = Load { conns, bytes: 64, rate: None, warm_up, window };
+            let load = Load { conns, bytes: 64, requests: None, idle: 0, rate: None, warm_up, window };
             let server = lineup.start(entrant, workers, &Place::Free)?;
             let per_trip = measure(&server, &load, method)?;
             server.stop()?;

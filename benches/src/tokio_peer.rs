@@ -16,6 +16,7 @@ pub(crate) struct Tokio;
 impl Runtime for Tokio {
     type Listener = TcpListener;
     type Stream = TcpStream;
+    type Handle = tokio::runtime::Handle;
 
     fn run<F>(workers: usize, main: F) -> io::Result<F::Output>
     where
@@ -31,6 +32,21 @@ impl Runtime for Tokio {
     {
         let handle = tokio::spawn(task);
         async { handle.await.expect("no task panics") }
+    }
+
+    fn handle() -> tokio::runtime::Handle {
+        tokio::runtime::Handle::current()
+    }
+
+    fn spawn_from_outside<F>(handle: &tokio::runtime::Handle, task: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        drop(handle.spawn(task));
+    }
+
+    fn yield_now() -> impl Future<Output = ()> + Send {
+        tokio::task::yield_now()
     }
 
     fn sleep(time: Duration) -> impl Future<Output = ()> + Send {
