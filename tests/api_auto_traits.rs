@@ -101,8 +101,12 @@ fn send<T: Send>(_: T) {}
 fn send_sync<T: Send + Sync>(_: T) {}
 fn send_static<T: Send + 'static>(_: T) {}
 
-/// The futures of the async methods. Never called.
-#[allow(dead_code)]
+/// Compiled, and never called.
+const _: () = {
+    let _ = (futures, owned, unix_futures, udp_futures, poll_fd_futures);
+};
+
+/// The futures of the async methods.
 fn futures(stream: &TcpStream, listener: &TcpListener, interval: &mut Interval, addr: SocketAddr) {
     let (read, write) = stream.split();
     let (mut a, mut b) = ([0], [0]);
@@ -136,7 +140,6 @@ fn futures(stream: &TcpStream, listener: &TcpListener, interval: &mut Interval, 
     send(gopark::time::timeout(Duration::ZERO, stream.readable()));
 }
 
-#[allow(dead_code)]
 fn owned(read: &OwnedReadHalf, write: &OwnedWriteHalf) {
     let mut a = [0];
     send_sync(read.read(&mut a));
@@ -146,7 +149,6 @@ fn owned(read: &OwnedReadHalf, write: &OwnedWriteHalf) {
     send_sync(write.write_all(&a));
 }
 
-#[allow(dead_code)]
 fn unix_futures(stream: &UnixStream, listener: &UnixListener, datagram: &UnixDatagram, addr: &UnixAddr) {
     let (mut a, b) = ([0], [0]);
     send_sync(stream.read(&mut a));
@@ -177,7 +179,6 @@ fn unix_futures(stream: &UnixStream, listener: &UnixListener, datagram: &UnixDat
     send_sync(datagram.writable());
 }
 
-#[allow(dead_code)]
 fn udp_futures(socket: &UdpSocket, addr: SocketAddr) {
     let mut a = [0];
     send_static(UdpSocket::bind(addr));
@@ -190,7 +191,6 @@ fn udp_futures(socket: &UdpSocket, addr: SocketAddr) {
     send_sync(socket.readable());
 }
 
-#[allow(dead_code)]
 fn poll_fd_futures(fd: &PollFd<OwnedFd>) {
     send_sync(fd.readable());
     send_sync(fd.writable());

@@ -332,35 +332,6 @@ fn shutdown_and_closures_that_have_not_begun() {
     assert!(futures::executor::block_on(second).unwrap_err().is_cancelled());
 }
 
-/// A task holds a lock while it blocks in place; the drop of another takes the same lock.
-#[test]
-fn block_in_place_under_a_lock_that_a_drop_takes_at_the_end() {
-    use futures::task::Spawn;
-    let _watchdog = watchdog(20);
-    struct Locks(Arc<Mutex<()>>);
-    impl Drop for Locks {
-        fn drop(&mut self) {
-            drop(self.0.lock().unwrap());
-        }
-    }
-    let rt = runtime(1);
-    let lock = Arc::new(Mutex::new(()));
-    let (locks, handle) = (Locks(lock.clone()), rt.handle().clone());
-    let (begun_tx, begun) = channel();
-    drop(rt.spawn(async move {
-        let _locks = locks;
-        pending::<()>().await;
-    }));
-    drop(rt.spawn(async move {
-        let _held = lock.lock().unwrap();
-        begun_tx.send(()).unwrap();
-        spin_until(|| handle.status().is_err());
-        gopark::block_in_place(|| ());
-    }));
-    begun.recv().unwrap();
-    drop(rt);
-}
-
 /// A thread-local's destructor asks for the current runtime.
 #[test]
 fn current_runtime_in_a_destructor_of_the_thread() {

@@ -44,25 +44,28 @@ fn wait_in_network(begun: &Sender<()>) {
     });
 }
 
-/// A task holds a lock while it blocks in place; the drop of another takes the same lock. No thread more is to be had.
+/// A task holds a lock while it blocks in place; the drop of another takes the same lock; also where no thread more
+/// is to be had.
 #[test]
-fn block_in_place_at_the_bound_under_a_lock_that_a_drop_takes() {
+fn block_in_place_under_a_lock_that_a_drop_takes() {
     let _watchdog = watchdog(20);
-    let rt = Builder::new().workers(1).max_threads(0).build().unwrap();
-    let lock = Arc::new(Mutex::new(()));
-    let (locks, handle) = (lock.clone(), rt.handle().clone());
-    waiting_tasks(&rt, 1, move || drop(locks.lock().unwrap()));
-    let (begun_tx, begun) = channel();
-    drop(rt.spawn(async move {
-        let _held = lock.lock().unwrap();
-        begun_tx.send(()).unwrap();
-        while handle.status().is_ok() {
-            thread::yield_now();
-        }
-        gopark::block_in_place(|| ());
-    }));
-    begun.recv().unwrap();
-    drop(rt);
+    for max_threads in [0, 512] {
+        let rt = Builder::new().workers(1).max_threads(max_threads).build().unwrap();
+        let lock = Arc::new(Mutex::new(()));
+        let (locks, handle) = (lock.clone(), rt.handle().clone());
+        waiting_tasks(&rt, 1, move || drop(locks.lock().unwrap()));
+        let (begun_tx, begun) = channel();
+        drop(rt.spawn(async move {
+            let _held = lock.lock().unwrap();
+            begun_tx.send(()).unwrap();
+            while handle.status().is_ok() {
+                thread::yield_now();
+            }
+            gopark::block_in_place(|| ());
+        }));
+        begun.recv().unwrap();
+        drop(rt);
+    }
 }
 
 /// Drops that block in place, one after the other: they are not nested, and do not start a thread each.

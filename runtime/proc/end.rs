@@ -72,7 +72,8 @@ impl Sched {
         list.deliver();
     }
 
-    /// The last M waits for the tasks that others are about to queue, or drop.
+    /// The last M waits for the tasks that others are about to queue, or drop. Neither tells it: it looks again and again, and
+    /// more rarely where a drop takes long.
     fn clean_up(&self) {
         self.cancel_all();
         let mut turn = 0;
