@@ -3,7 +3,8 @@
 
 #[cfg(gopark_loom)]
 use loom::sync::atomic::fence;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 #[cfg(not(gopark_loom))]
 use std::sync::atomic::fence;
@@ -100,9 +101,10 @@ pub(crate) fn thread_cpu_ns(thread: i32) -> u64 {
 
 /// Does a thread of this process wait in the kernel? (Otherwise it runs, or would if it had a CPU.)
 pub(crate) fn is_waiting(thread: i32) -> bool {
-    let stat = std::fs::read(format!("/proc/self/task/{thread}/stat")).unwrap_or_default();
-    // The state follows the name, which may hold anything, in parentheses.
-    let state = stat.iter().rposition(|&c| c == b')').and_then(|at| stat.get(at + 2));
+    // The state follows the name, which may hold any 15 bytes, in parentheses.
+    let mut stat = [0; 64];
+    let read = File::open(format!("/proc/self/task/{thread}/stat")).and_then(|mut file| file.read(&mut stat));
+    let state = stat[..read.unwrap_or(0)].iter().rposition(|&c| c == b')').and_then(|at| stat.get(at + 2));
     // Where that cannot be read (no descriptor is left, no /proc), a clock that stands still has to do.
     state.is_none_or(|state| *state != b'R')
 }

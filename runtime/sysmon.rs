@@ -19,7 +19,7 @@ fn backtrace_of(_: i32) -> Option<String> {
     None
 }
 
-/// How often it looks while anything runs; while every P is busy, and one may be stuck; and while all have been stuck for
+/// How often it looks while anything runs; while every P is busy, and a thread sleeps in a poll; and while all have been stuck for
 /// `LONG_NS` and nothing waits for them. Go starts at 20 us and slows down to 10 ms.
 const TICK: Duration = Duration::from_millis(5);
 const CLOSE_TICK: Duration = Duration::from_micros(1500);
@@ -77,6 +77,8 @@ struct Seen {
     since_cpu: u64,
     /// Since when the thread has used next to no CPU time.
     still: u64,
+    /// It waits in the kernel. What shares its CPU with others uses as little of it, but is no reason to look closely.
+    sleeps: bool,
     /// It was in this poll when last looked at, too.
     stuck: bool,
     told: bool,
@@ -122,7 +124,7 @@ impl Sysmon<'_> {
             TICK
         } else if self.seen.iter().all(long) {
             STUCK_TICK
-        } else if self.seen.iter().any(|seen| seen.may_sleep(self.last)) {
+        } else if self.seen.iter().any(|seen| seen.sleeps) {
             CLOSE_TICK
         } else {
             TICK
@@ -162,7 +164,7 @@ impl Sysmon<'_> {
     /// may wait. Go's first duty of sysmon. And no M goes idle, so it is sysmon that passes the batons on (trap P23).
     fn poll_network(&mut self) {
         let (sched, mut list) = (self.sched, WakeList::default());
-        let at_work = |seen: &Seen| seen.holder.is_some() && !seen.may_sleep(self.last);
+        let at_work = |seen: &Seen| seen.holder.is_some() && !seen.sleeps;
         let nobody_can = !sched.idle.has_poller() && !self.seen.iter().any(at_work);
         if nobody_can || self.last.saturating_sub(self.polled) >= POLL_NS {
             sched.netpoll.netpoll(&mut list);
@@ -204,7 +206,7 @@ impl Sysmon<'_> {
             }
             let takes = all_busy && sched.work_waiting() && !sched.config.keep_ps;
             let tells = sched.config.on_stuck_task.is_some() && !seen.told;
-            if !(takes || tells) || !seen.took_long(m, self.last) {
+            if !(takes || tells) || !seen.took_long(self.last) {
                 continue;
             }
             let m = sched.m(m.id);
@@ -307,6 +309,7 @@ impl Seen {
         if !self.stuck || self.cpu.saturating_sub(cpu_before) > now.saturating_sub(last) / 4 {
             self.still = middle;
         }
+        self.sleeps = self.may_sleep(now) && m.is_waiting();
     }
 
     /// Is its M in one poll for long, or in one that has just begun and uses the CPU little?
@@ -316,8 +319,8 @@ impl Seen {
     }
 
     /// Is it time to take the P from this M?
-    fn took_long(&self, m: &MShared, now: u64) -> bool {
+    fn took_long(&self, now: u64) -> bool {
         let cpu = self.cpu.saturating_sub(self.since_cpu);
-        cpu >= CPU_NS || now.saturating_sub(self.still) >= WAIT_NS && m.is_waiting()
+        cpu >= CPU_NS || now.saturating_sub(self.still) >= WAIT_NS && self.sleeps
     }
 }
