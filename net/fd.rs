@@ -3,7 +3,7 @@
 //! Go guards an FD with a lock and a reference count (fdMutex), since anyone may close it at any time. Here an operation
 //! borrows the `Fd`, so it cannot be closed under it.
 
-use super::sys::Received;
+use super::sys::{self, Received};
 use crate::runtime::budget;
 use crate::runtime::poll_gate::{Begin, Gate, Side, Start, Ticket, Waiter};
 use std::fmt;
@@ -218,14 +218,32 @@ impl Gate {
         let _ = self.begin(side);
     }
 
-    /// Takes the lock of `write_all`: until it is dropped, no other of the socket writes.
-    pub(crate) fn lock_writes(&self) -> impl Future<Output = io::Result<Begun<'_>>> {
-        self.waiting(Side::WriteLock, |Wait { gate, side, ticket }, cx| {
-            gate.poll_at(*side, cx, Some(ticket), true, || match gate.begin(*side) {
-                Begin::Go { .. } => Some(Ok(Begun { gate, side: *side })),
-                Begin::Nil => None,
-                Begin::Shut(shut) => Some(Err(shut.into())),
-            })
+    /// Sends all of `buf`, under the lock that keeps every other `write_all` of the socket from it until then. Both waits,
+    /// for the lock and for room, are one future: half as large as one for each in an `async fn`.
+    pub(crate) fn write_all<'a>(&'a self, mut buf: &'a [u8]) -> impl Future<Output = io::Result<()>> {
+        let mut lock = None;
+        self.waiting(Side::WriteLock, move |wait: &mut Wait<'a>, cx| {
+            let gate = wait.gate;
+            if lock.is_none() {
+                let take = || match gate.begin(Side::WriteLock) {
+                    Begin::Go { .. } => Some(Ok(Begun { gate, side: Side::WriteLock })),
+                    Begin::Nil => None,
+                    Begin::Shut(shut) => Some(Err(io::Error::from(shut))),
+                };
+                lock = Some(ready!(gate.poll_at(Side::WriteLock, cx, Some(&mut wait.ticket), true, take))?);
+                wait.side = Side::Write;
+            }
+            let mut result = Ok(());
+            while result.is_ok() && !buf.is_empty() {
+                let send = |s: BorrowedFd<'_>| sys::send(s, buf);
+                match ready!(gate.poll_io(Side::Write, cx, Some(&mut wait.ticket), buf.len(), send)) {
+                    Ok(0) => result = Err(io::ErrorKind::WriteZero.into()),
+                    Ok(n) => buf = &buf[n..],
+                    Err(error) => result = Err(error),
+                }
+            }
+            lock = None;
+            Poll::Ready(result)
         })
     }
 
@@ -248,7 +266,7 @@ impl Gate {
 
 /// What has begun and leaves the next one its turn when this is dropped: an operation that ends in an error or a panic, or
 /// the lock of `write_all`.
-pub(crate) struct Begun<'a> {
+struct Begun<'a> {
     gate: &'a Gate,
     side: Side,
 }

@@ -125,15 +125,8 @@ macro_rules! writes {
             /// # Cancel safety
             /// None: how much was written before the drop is lost. A future that is neither polled nor dropped keeps
             /// every other `write_all` of this connection waiting.
-            pub async fn write_all(&self, mut buf: &[u8]) -> io::Result<()> {
-                let _lock = self.fd().lock_writes().await?;
-                while !buf.is_empty() {
-                    match self.write(buf).await? {
-                        0 => return Err(io::ErrorKind::WriteZero.into()),
-                        n => buf = &buf[n..],
-                    }
-                }
-                Ok(())
+            pub async fn write_all(&self, buf: &[u8]) -> io::Result<()> {
+                self.fd().write_all(buf).await
             }
 
             /// Writes what fits.

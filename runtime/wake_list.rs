@@ -129,15 +129,23 @@ impl WakeList {
 }
 
 impl Drop for WakeList {
+    #[inline]
     fn drop(&mut self) {
-        let rest = self.rest.take_if(|rest| rest.is_empty());
-        if rest.is_some() {
-            let _ = SPARE.try_with(|spare| spare.set(rest));
+        if let Some(rest) = self.rest.take() {
+            rest.keep();
         }
     }
 }
 
 impl Rest {
+    /// Leaves its storage to the next list.
+    #[cold]
+    fn keep(self: Box<Self>) {
+        if self.is_empty() {
+            let _ = SPARE.try_with(|spare| spare.set(Some(self)));
+        }
+    }
+
     fn is_empty(&self) -> bool {
         self.foreign.is_empty() && self.spent.is_empty() && self.batons.is_empty() && self.alarms.is_empty()
     }

@@ -33,7 +33,7 @@ pub(crate) const MAX_INDEX: u32 = u32::MAX / 4;
 
 /// What the netpoller knows of one open descriptor.
 ///
-/// Four cache lines; an edge for readers touches the first alone.
+/// Four cache lines; an edge for readers touches the first alone, a write for which there is room the second.
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub(crate) struct PollDesc {

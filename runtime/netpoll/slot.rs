@@ -115,8 +115,9 @@ struct Waiters {
     tickets: Ticket,
 }
 
-/// One direction of one descriptor.
+/// One direction of one descriptor. The word comes first: see `PollDesc`.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Slot {
     word: AtomicU64,
     waiters: UnsafeCell<Waiters>,

@@ -12,18 +12,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{RawWaker, RawWakerVTable, Waker};
 
 /// The part of a task that does not depend on its future. `mod.rs` says who may touch which field, and when.
+#[repr(C)]
 pub(crate) struct Header {
+    // A wake, the queues and a poll touch these four, which are often one cache line.
     pub(super) state: State,
     pub(super) vtable: &'static Vtable,
     /// Go's `schedlink`.
     pub(super) queue_next: UnsafeCell<Option<NonNull<Header>>>,
-    /// Where it is in its shard of the owned list.
-    pub(super) place: UnsafeCell<Option<usize>>,
-    pub(super) join_waker: UnsafeCell<Option<Waker>>,
     /// The address of the task's scheduler (`Arc::as_ptr`), to tell one runtime's tasks from another's.
     pub(super) scheduler: *const (),
     pub(super) info: TaskInfo,
     pub(super) shard: usize,
+    /// Where it is in its shard of the owned list.
+    pub(super) place: UnsafeCell<Option<usize>>,
+    pub(super) join_waker: UnsafeCell<Option<Waker>>,
 }
 
 /// What differs from one type of task to the next. All pointers are to a live task of the type that the table is for.
