@@ -19,10 +19,13 @@ fn backtrace_of(_: i32) -> Option<String> {
     None
 }
 
-/// How often it looks while anything runs; while every P is busy, and a thread sleeps in a poll; and while all have been stuck for
+/// How often it looks while anything runs; while every P is busy, and one may be stuck; and while all have been stuck for
 /// `LONG_NS` and nothing waits for them. Go starts at 20 us and slows down to 10 ms.
 const TICK: Duration = Duration::from_millis(5);
 const CLOSE_TICK: Duration = Duration::from_micros(1500);
+/// So many close looks may follow each other; each other look adds one. What shares its CPU with other processes seems to
+/// sleep, too, and would be looked at closely all the time: 4 % of its CPU time.
+const CLOSE_LOOKS: u32 = 10;
 const STUCK_TICK: Duration = Duration::from_millis(10);
 const LONG_NS: u64 = 100_000_000;
 /// After so many looks at an idle machine it sleeps until a P is busy.
@@ -46,6 +49,7 @@ struct Sysmon<'a> {
     last: u64,
     /// When it knew last that somebody had polled the network.
     polled: u64,
+    close_looks: u32,
     end: End,
     reports: Arc<Reports>,
 }
@@ -77,8 +81,6 @@ struct Seen {
     since_cpu: u64,
     /// Since when the thread has used next to no CPU time.
     still: u64,
-    /// It waits in the kernel. What shares its CPU with others uses as little of it, but is no reason to look closely.
-    sleeps: bool,
     /// It was in this poll when last looked at, too.
     stuck: bool,
     told: bool,
@@ -91,7 +93,15 @@ impl Sched {
         sys::prepare_fences();
         let (seen, now) = (vec![Seen::default(); self.ps().len()], self.now());
         let reports = Arc::default();
-        let mut sysmon = Sysmon { sched: self, seen, last: now, polled: now, end: End::default(), reports };
+        let mut sysmon = Sysmon {
+            sched: self,
+            seen,
+            last: now,
+            polled: now,
+            close_looks: CLOSE_LOOKS,
+            end: End::default(),
+            reports,
+        };
         let mut quiet = 0;
         while !self.have_ended_within(sysmon.nap()) {
             if quiet >= QUIET && !self.stopping() {
@@ -118,17 +128,19 @@ impl Sched {
 }
 
 impl Sysmon<'_> {
-    fn nap(&self) -> Duration {
+    fn nap(&mut self) -> Duration {
         let long = |seen: &Seen| seen.stuck && self.last.saturating_sub(seen.since) >= LONG_NS;
-        if self.sched.idle.idle_ps() > 0 {
+        let nap = if self.sched.idle.idle_ps() > 0 {
             TICK
         } else if self.seen.iter().all(long) {
             STUCK_TICK
-        } else if self.seen.iter().any(|seen| seen.sleeps) {
+        } else if self.close_looks > 0 && self.seen.iter().any(|seen| seen.may_sleep(self.last)) {
             CLOSE_TICK
         } else {
             TICK
-        }
+        };
+        self.close_looks = if nap == CLOSE_TICK { self.close_looks - 1 } else { CLOSE_LOOKS.min(self.close_looks + 1) };
+        nap
     }
 
     fn look(&mut self) {
@@ -164,7 +176,7 @@ impl Sysmon<'_> {
     /// may wait. Go's first duty of sysmon. And no M goes idle, so it is sysmon that passes the batons on (trap P23).
     fn poll_network(&mut self) {
         let (sched, mut list) = (self.sched, WakeList::default());
-        let at_work = |seen: &Seen| seen.holder.is_some() && !seen.sleeps;
+        let at_work = |seen: &Seen| seen.holder.is_some() && !seen.may_sleep(self.last);
         let nobody_can = !sched.idle.has_poller() && !self.seen.iter().any(at_work);
         if nobody_can || self.last.saturating_sub(self.polled) >= POLL_NS {
             sched.netpoll.netpoll(&mut list);
@@ -206,7 +218,7 @@ impl Sysmon<'_> {
             }
             let takes = all_busy && sched.work_waiting() && !sched.config.keep_ps;
             let tells = sched.config.on_stuck_task.is_some() && !seen.told;
-            if !(takes || tells) || !seen.took_long(self.last) {
+            if !(takes || tells) || !seen.took_long(m, self.last) {
                 continue;
             }
             let m = sched.m(m.id);
@@ -309,7 +321,6 @@ impl Seen {
         if !self.stuck || self.cpu.saturating_sub(cpu_before) > now.saturating_sub(last) / 4 {
             self.still = middle;
         }
-        self.sleeps = self.may_sleep(now) && m.is_waiting();
     }
 
     /// Is its M in one poll for long, or in one that has just begun and uses the CPU little?
@@ -319,8 +330,8 @@ impl Seen {
     }
 
     /// Is it time to take the P from this M?
-    fn took_long(&self, now: u64) -> bool {
+    fn took_long(&self, m: &MShared, now: u64) -> bool {
         let cpu = self.cpu.saturating_sub(self.since_cpu);
-        cpu >= CPU_NS || now.saturating_sub(self.still) >= WAIT_NS && self.sleeps
+        cpu >= CPU_NS || now.saturating_sub(self.still) >= WAIT_NS && m.is_waiting()
     }
 }
