@@ -162,7 +162,7 @@ impl M {
             }
         }
         self.streak.set(0);
-        local.pop(&self.sched.global).or_else(|| local.pop_due()).or_else(|| remote.take_next())
+        local.pop().or_else(|| local.pop_due()).or_else(|| remote.take_next())
     }
 
     /// With nothing of its own: the global queue, due timers, other Ms' queues, slots whose turn got lost.
@@ -172,7 +172,7 @@ impl M {
             // Go's share: as much as each P would get.
             let share = self.sched.global.len() / self.sched.ps().len() + 1;
             self.local.refill(&self.sched.global, share.min(128));
-            if let Some(g) = self.local.pop(&self.sched.global) {
+            if let Some(g) = self.local.pop() {
                 return Some(g);
             }
         }
@@ -372,7 +372,7 @@ impl M {
         while let Some(g) = list.pop() {
             self.sched.route(g, |g| match lane {
                 Lane::Due => self.local.push_due(g),
-                Lane::Back => self.local.push(g, &self.sched.global),
+                Lane::Back => self.local.push(g),
             });
         }
         self.share_backlog();

@@ -231,25 +231,31 @@ impl Sched {
         blocking: bool,
         at: &'static Location<'static>,
     ) -> JoinHandle<F::Output> {
-        let shard = current(|m| m.and_then(|m| m.p.get())).unwrap_or(self.procs);
-        let (g, handle) = task::spawn(future, self.clone(), shard as usize, at);
-        match g {
-            Some(g) if blocking => self.submit_blocking(g),
-            Some(g) => self.ready(g),
-            None => {}
-        }
-        handle
+        current(|m| {
+            let shard = m.and_then(|m| m.p.get()).unwrap_or(self.procs);
+            let (g, handle) = task::spawn(future, self.clone(), shard, at);
+            match g {
+                Some(g) if blocking => self.submit_blocking(g),
+                Some(g) => self.ready_on(m, g),
+                None => {}
+            }
+            handle
+        })
     }
 
     /// Queues a task that is to run: Go's `ready`.
     pub(crate) fn ready(&self, g: G) {
-        current(|m| match m {
+        current(|m| self.ready_on(m, g));
+    }
+
+    fn ready_on(&self, m: Option<&M>, g: G) {
+        match m {
             Some(m) if m.owns(self) => m.ready(g),
             _ => {
                 self.global.push(g);
                 self.wakep();
             }
-        });
+        }
     }
 
     pub(crate) fn ps(&self) -> &[P] {
@@ -479,22 +485,23 @@ impl M {
         if told {
             self.shared.set_running(Some(g.info()));
         }
-        let mut ran = task::Ran::Done;
+        let mut ran = task::Ran::Parked;
         if budget::with_budget(|| ran = g.run()) {
             self.check.soon();
         }
         if told {
             self.shared.set_running(None);
         }
-        if let task::Ran::Yielded(g) = ran {
-            self.requeue(g);
+        if let Some(g) = ran.to_queue() {
+            // One that has waited for this one, too: it may wait for many in turn, and find them done when it comes to run.
+            self.sched.route(g, |g| self.requeue(g));
         }
     }
 
     /// Queues a task that was woken by this thread.
     fn ready(&self, g: G) {
         if let Some(driven_out) = self.shared.remote.set_next(g) {
-            self.local.push(driven_out, &self.sched.global);
+            self.local.push(driven_out);
             // This M comes to it in time; another may sooner.
             self.sched.wakep_if_handy();
         }
@@ -504,7 +511,7 @@ impl M {
     /// Queues a task that wants to run again, behind all the others. Go's `goschedImpl`.
     fn requeue(&self, g: G) {
         if self.p.get().is_some() {
-            self.local.push(g, &self.sched.global);
+            self.local.push(g);
         } else {
             self.sched.global.push(g);
             self.sched.wakep();

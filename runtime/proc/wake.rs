@@ -6,7 +6,7 @@ use crate::runtime::park::Parker;
 use crate::runtime::queue::{self, Local};
 use crate::runtime::sync::Mutex;
 use crate::runtime::sys;
-use crate::runtime::task::{G, Ran, TaskInfo, quietly};
+use crate::runtime::task::{G, TaskInfo, quietly};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -335,7 +335,7 @@ impl M {
         while !wanted && sched.closures_wait() && !sched.stopping() && sched.places.take() {
             while !wanted && !sched.stopping() {
                 let Some(g) = sched.blocking.pop() else { break };
-                let Ran::Done = g.run() else { unreachable!("a closure is ready when it returns") };
+                g.finish();
                 wanted = sched.tasks_want_a_thread();
             }
             sched.places.give_back();

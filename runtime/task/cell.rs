@@ -5,6 +5,7 @@ use super::g::{self, G, Header, Ran, TaskInfo, Vtable};
 use super::owned::OwnedTasks;
 use super::state::{Completed, Idle, Start, State};
 use std::any::Any;
+use std::marker::PhantomData;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -40,8 +41,9 @@ pub(super) enum Failure {
 #[repr(C)]
 pub(super) struct Cell<F: Future, S> {
     header: Header,
-    scheduler: Arc<S>,
     stage: UnsafeCell<Stage<F>>,
+    /// It lies in the header, without its type.
+    scheduler: PhantomData<Arc<S>>,
 }
 
 enum Stage<F: Future> {
@@ -65,21 +67,26 @@ where
 
     /// A task whose `G` and `JoinHandle` the caller has to make; and whether it is in its scheduler's list, which may be
     /// closed. The list's reference is counted in any case, as is the handle's.
-    pub(super) fn alloc(future: F, scheduler: Arc<S>, info: TaskInfo, shard: usize) -> (NonNull<Header>, bool) {
+    pub(super) fn alloc(future: F, scheduler: Arc<S>, info: TaskInfo, shard: u32) -> (NonNull<Header>, bool) {
         let header = Header {
             state: State::new(),
             vtable: &Self::VTABLE,
             queue_next: UnsafeCell::new(None),
-            place: UnsafeCell::new(None),
-            join_waker: UnsafeCell::new(None),
-            scheduler: Arc::as_ptr(&scheduler).cast(),
+            scheduler: Arc::into_raw(scheduler).cast(),
             info,
             shard,
+            place: UnsafeCell::new(None),
+            join_waker: UnsafeCell::new(None),
         };
-        let cell = Cell { header, scheduler, stage: UnsafeCell::new(Stage::Future(future)) };
+        let cell: Self = Cell { header, stage: UnsafeCell::new(Stage::Future(future)), scheduler: PhantomData };
         let cell = NonNull::from(Box::leak(Box::new(cell)));
         // SAFETY: the task is new, and stays as long as its G, which nobody has yet.
-        (cell.cast(), unsafe { cell.as_ref().scheduler.owned().insert(cell.cast()) })
+        (cell.cast(), unsafe { cell.as_ref().scheduler().owned().insert(cell.cast()) })
+    }
+
+    fn scheduler(&self) -> &S {
+        // SAFETY: `alloc` put it there, and the task keeps it.
+        unsafe { &*self.header.scheduler.cast() }
     }
 
     unsafe fn run(task: NonNull<Header>) -> Ran {
@@ -105,8 +112,7 @@ where
             }
         };
         // SAFETY: RUNNING is still ours, and the future is dropped.
-        unsafe { Self::complete(task, result) };
-        Ran::Done
+        Ran::Done(unsafe { Self::complete(task, result) })
     }
 
     /// The future is dropped before its output counts: a panic in that drop is the task's panic.
@@ -158,11 +164,12 @@ where
 
     /// # Safety
     /// The caller has RUNNING, and the stage is consumed. Both, and the task, are lost to it.
-    unsafe fn complete(task: NonNull<Header>, result: Result<F::Output, Failure>) {
+    unsafe fn complete(task: NonNull<Header>, result: Result<F::Output, Failure>) -> Option<G> {
         // SAFETY: the owned list's reference, until we release it below.
         let cell = unsafe { task.cast::<Self>().as_ref() };
         // SAFETY: RUNNING makes this the only access; nothing is overwritten that would need a drop.
         cell.stage.with_mut(|stage| unsafe { stage.write(Stage::Output(result)) });
+        let mut joiner = None;
         match cell.header.state.complete() {
             // SAFETY: without a JoinHandle the output is ours.
             Completed { join_interest: false, .. } => unsafe { Self::drop_output(task) },
@@ -170,21 +177,25 @@ where
             _ => {
                 // SAFETY: a slot that was lent when the task completed is ours.
                 let waker = cell.header.join_waker.with_mut(|slot| unsafe { (*slot).take() });
-                // A foreign waker may do anything (S23).
-                quietly(|| waker.into_iter().for_each(|waker| waker.wake()));
+                match waker.as_ref().and_then(g::from_waker) {
+                    Some(own) => joiner = own.notify(),
+                    // A foreign waker may do anything (S23).
+                    None => quietly(|| waker.into_iter().for_each(|waker| waker.wake())),
+                }
             }
         }
         // SAFETY: the task is alive, and of this scheduler. For one that was refused (and is in no list) the reference is
         // there all the same.
         unsafe {
-            cell.scheduler.owned().remove(task);
+            cell.scheduler().owned().remove(task);
             g::release(task);
         }
+        joiner
     }
 
     unsafe fn schedule(task: NonNull<Header>, g: G) {
         // SAFETY: the caller's reference keeps the cell, and so the scheduler, until this returns.
-        unsafe { task.cast::<Self>().as_ref() }.scheduler.schedule(g);
+        unsafe { task.cast::<Self>().as_ref() }.scheduler().schedule(g);
     }
 
     unsafe fn take_output(task: NonNull<Header>, to: *mut ()) {
@@ -202,7 +213,7 @@ where
             Some(Err(Failure::Cancelled)) | None => None,
         };
         if let Some(payload) = panicked {
-            quietly(|| cell.scheduler.unjoined_panic(&cell.header.info, payload));
+            quietly(|| cell.scheduler().unjoined_panic(&cell.header.info, payload));
         }
     }
 
@@ -227,6 +238,8 @@ where
         cell.stage.with_mut(|stage| debug_assert!(matches!(unsafe { &*stage }, Stage::Consumed)));
         // SAFETY: as above.
         cell.header.join_waker.with_mut(|slot| debug_assert!(unsafe { &*slot }.is_none()));
+        // SAFETY: it is from the `Arc::into_raw` in `alloc`, and given back once.
+        drop(unsafe { Arc::from_raw(cell.header.scheduler.cast::<S>()) });
     }
 }
 

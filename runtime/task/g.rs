@@ -5,6 +5,7 @@ use super::state::{Notify, State};
 use std::fmt;
 use std::marker::PhantomData;
 use std::mem::{self, ManuallyDrop};
+use std::num::NonZeroU32;
 use std::panic::Location;
 use std::ptr::{self, NonNull};
 // Not the switch's: ids are no part of any model, and loom has no statics.
@@ -19,12 +20,12 @@ pub(crate) struct Header {
     pub(super) vtable: &'static Vtable,
     /// Go's `schedlink`.
     pub(super) queue_next: UnsafeCell<Option<NonNull<Header>>>,
-    /// The address of the task's scheduler (`Arc::as_ptr`), to tell one runtime's tasks from another's.
+    /// The task's scheduler (`Arc::into_raw`); its address tells one runtime's tasks from another's.
     pub(super) scheduler: *const (),
     pub(super) info: TaskInfo,
-    pub(super) shard: usize,
-    /// Where it is in its shard of the owned list.
-    pub(super) place: UnsafeCell<Option<usize>>,
+    pub(super) shard: u32,
+    /// Where it is in its shard of the owned list, counted from one.
+    pub(super) place: UnsafeCell<Option<NonZeroU32>>,
     pub(super) join_waker: UnsafeCell<Option<Waker>>,
 }
 
@@ -96,8 +97,19 @@ pub(crate) enum Ran {
     Parked,
     /// It was woken while it ran, often by itself (`yield_now`): the caller has to queue it again.
     Yielded(G),
-    /// It is complete.
-    Done,
+    /// It is complete. If a gopark task waited for it, the caller has to queue that one.
+    Done(Option<G>),
+}
+
+impl Ran {
+    /// What the caller has to queue.
+    pub(crate) fn to_queue(self) -> Option<G> {
+        match self {
+            Ran::Parked => None,
+            Ran::Yielded(g) => Some(g),
+            Ran::Done(joiner) => joiner,
+        }
+    }
 }
 
 impl G {
@@ -112,7 +124,13 @@ impl G {
     pub(crate) fn cancel(self) {
         // A G exists, so there is none to submit.
         let _: Notify = self.header().state.abort();
-        let Ran::Done = self.run() else { unreachable!("an aborted task was polled") };
+        self.finish();
+    }
+
+    /// Runs what is done after one poll.
+    pub(crate) fn finish(self) {
+        let Ran::Done(joiner) = self.run() else { unreachable!("it was to be done") };
+        joiner.into_iter().for_each(G::submit);
     }
 
     /// Queues it where it belongs, as the wake would have done that made it. For whoever is not the task's scheduler.

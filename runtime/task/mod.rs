@@ -70,7 +70,7 @@ use std::sync::Arc;
 pub(crate) fn spawn<F, S>(
     future: F,
     scheduler: Arc<S>,
-    shard: usize,
+    shard: u32,
     spawned_at: &'static Location<'static>,
 ) -> (Option<G>, JoinHandle<F::Output>)
 where

@@ -59,9 +59,7 @@ fn g_of(waker: &Waker) -> Option<G> {
 }
 
 fn run(rig: &Rig, g: G) {
-    if let Ran::Yielded(g) = g.run() {
-        super::Schedule::schedule(rig, g);
-    }
+    g.run().to_queue().into_iter().for_each(|g| super::Schedule::schedule(rig, g));
 }
 
 #[test]
@@ -164,7 +162,7 @@ fn a_join_handle_is_woken_or_sees_the_output() {
         let (rig, dropped) = (Rig::new(), word());
         let output = CountDrop(dropped.clone());
         let (g, mut join) = rig.make(async move { output });
-        let other = thread::spawn(move || assert!(matches!(g.unwrap().run(), Ran::Done)));
+        let other = thread::spawn(move || g.unwrap().finish());
         let woken = [(); 2].map(|()| Arc::new(Woken(AtomicUsize::new(0))));
         // The second poll takes the first waker back.
         let result = woken.iter().find_map(|woken| {
@@ -197,7 +195,7 @@ fn an_output_is_dropped_once_when_its_join_handle_goes() {
             if polled {
                 assert!(pin!(&mut join).poll(&mut Context::from_waker(&woken.clone().into())).is_pending());
             }
-            let other = thread::spawn(move || assert!(matches!(g.unwrap().run(), Ran::Done)));
+            let other = thread::spawn(move || g.unwrap().finish());
             drop(join);
             other.join().unwrap();
             assert_eq!(dropped.load(Relaxed), 1);

@@ -20,6 +20,7 @@ use super::super::sync::Mutex;
 use super::g::{G, Header, TaskInfo};
 use super::state::Notify;
 use std::mem;
+use std::num::NonZeroU32;
 use std::ptr::NonNull;
 
 #[derive(Debug)]
@@ -61,9 +62,9 @@ impl OwnedTasks {
         if list.closed {
             return false;
         }
-        // SAFETY: the task is alive, and we have the lock that guards its place.
-        unsafe { set_place(task, Some(list.tasks.len())) };
         list.tasks.push(task);
+        // SAFETY: the task is alive, and we have the lock that guards its place.
+        unsafe { set_place(task, list.tasks.len()) };
         true
     }
 
@@ -75,12 +76,13 @@ impl OwnedTasks {
         // SAFETY: the caller's task is alive.
         let mut list = self.shard(unsafe { task.as_ref() }).lock();
         // SAFETY: the task is alive, and we have the lock that guards its place.
-        let Some(at) = (unsafe { set_place(task, None) }) else { return };
+        let Some(place) = (unsafe { set_place(task, 0) }) else { return };
+        let at = place.get() as usize - 1;
         list.tasks.swap_remove(at);
         list.uncancelled = list.uncancelled.min(list.tasks.len());
         if let Some(&moved) = list.tasks.get(at) {
             // SAFETY: as above, since it is in the list.
-            unsafe { set_place(moved, Some(at)) };
+            unsafe { set_place(moved, at + 1) };
         }
     }
 
@@ -130,7 +132,7 @@ impl OwnedTasks {
     }
 
     fn shard(&self, task: &Header) -> &Mutex<List> {
-        &self.shards[task.shard & (self.shards.len() - 1)].0
+        &self.shards[task.shard as usize & (self.shards.len() - 1)].0
     }
 }
 
@@ -152,11 +154,12 @@ impl List {
     }
 }
 
-/// Returns the place that it had.
+/// Counted from one; 0 is none. Returns the place that it had.
 ///
 /// # Safety
 /// The task is alive, and the caller has its shard's lock.
-unsafe fn set_place(task: NonNull<Header>, at: Option<usize>) -> Option<usize> {
+unsafe fn set_place(task: NonNull<Header>, place: usize) -> Option<NonZeroU32> {
+    let new = NonZeroU32::new(u32::try_from(place).expect("gopark: 2^32 tasks are too many"));
     // SAFETY: the lock makes this the only access.
-    unsafe { task.as_ref().place.with_mut(|place| mem::replace(&mut *place, at)) }
+    unsafe { task.as_ref().place.with_mut(|place| mem::replace(&mut *place, new)) }
 }

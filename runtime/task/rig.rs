@@ -1,7 +1,7 @@
 //! The scheduler of this module's tests and models: a queue, and nobody who runs it but the test.
 
 use super::super::sync::Mutex;
-use super::{G, GList, JoinHandle, OwnedTasks, Ran, Schedule, TaskInfo, spawn};
+use super::{G, GList, JoinHandle, OwnedTasks, Schedule, TaskInfo, spawn};
 use std::any::Any;
 use std::panic::Location;
 use std::sync::Arc;
@@ -43,9 +43,7 @@ impl Rig {
     /// Runs what is queued, and what that queues; returns the number of runs.
     pub(crate) fn run_all(&self) -> usize {
         let runs = std::iter::from_fn(|| self.next()).map(|g| {
-            if let Ran::Yielded(g) = g.run() {
-                self.schedule(g);
-            }
+            g.run().to_queue().into_iter().for_each(|g| self.schedule(g));
         });
         runs.count()
     }
