@@ -492,7 +492,7 @@ impl M {
         if told {
             self.shared.set_running(None);
         }
-        if let Some(g) = ran.to_queue() {
+        if let Some(g) = ran.into_g() {
             // One that has waited for this one, too: it may wait for many in turn, and find them done when it comes to run.
             self.sched.route(g, |g| self.requeue(g));
         }

@@ -102,8 +102,8 @@ pub(crate) enum Ran {
 }
 
 impl Ran {
-    /// What the caller has to queue.
-    pub(crate) fn to_queue(self) -> Option<G> {
+    /// What the caller has to queue, if anything.
+    pub(crate) fn into_g(self) -> Option<G> {
         match self {
             Ran::Parked => None,
             Ran::Yielded(g) => Some(g),

@@ -59,7 +59,7 @@ fn g_of(waker: &Waker) -> Option<G> {
 }
 
 fn run(rig: &Rig, g: G) {
-    g.run().to_queue().into_iter().for_each(|g| super::Schedule::schedule(rig, g));
+    g.run().into_g().into_iter().for_each(|g| super::Schedule::schedule(rig, g));
 }
 
 #[test]
