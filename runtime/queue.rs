@@ -94,10 +94,16 @@ impl Local {
 }
 
 impl Remote {
-    /// Puts a task into the run-next slot; the one it drives out is the caller's to queue.
+    /// Puts a task into the run-next slot; the one it drives out is the caller's to queue. For its owner alone.
     pub(crate) fn set_next(&self, g: G) -> Option<G> {
-        // Release publishes the task to a thief; Acquire takes over the one that was here.
-        from_ptr(self.next.swap(g.into_raw().as_ptr(), Ordering::AcqRel))
+        let g = g.into_raw().as_ptr();
+        if self.next.load(Ordering::Relaxed).is_null() {
+            // Nobody else fills it. Release publishes the task to a thief.
+            self.next.store(g, Ordering::Release);
+            return None;
+        }
+        // Release as above; Acquire takes over the one that was here.
+        from_ptr(self.next.swap(g, Ordering::AcqRel))
     }
 
     /// Takes the task out of the run-next slot: its owner, or a thief.
