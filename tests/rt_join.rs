@@ -66,6 +66,44 @@ fn spawn_and_await_gives_the_output() {
     assert_eq!(ids.len(), 1000);
 }
 
+/// A task of one runtime waits for those of another, and goes on where it belongs.
+#[test]
+fn await_of_another_runtimes_tasks() {
+    let _watchdog = watchdog(60);
+    let (rt, other) = (runtime(1), Builder::new().workers(1).thread_name("other").build().unwrap());
+    let handle = other.handle().clone();
+    rt.run(async move {
+        for n in 0..1000 {
+            let task = handle.spawn(async move {
+                gopark::yield_now().await;
+                n
+            });
+            assert_eq!(task.await.unwrap(), n);
+            assert_eq!(thread::current().name(), Some(NAME));
+        }
+    });
+}
+
+/// Of many tasks that wait for each other's end in a chain, each is run twice: once to wait, once to go on.
+#[test]
+fn await_in_a_chain() {
+    let _watchdog = watchdog(60);
+    let polls = Arc::new(AtomicUsize::new(0));
+    let count = polls.clone();
+    runtime(2).run(async move {
+        let mut last = gopark::spawn(async { gopark::yield_now().await });
+        for _ in 0..1000 {
+            let (mut before, count) = (last, count.clone());
+            last = gopark::spawn(poll_fn(move |cx| {
+                count.fetch_add(1, SeqCst);
+                Pin::new(&mut before).poll(cx).map(Result::unwrap)
+            }));
+        }
+        last.await.unwrap();
+    });
+    assert!(polls.load(SeqCst) <= 2000, "{polls:?} polls");
+}
+
 #[test]
 fn panic_and_await_gives_the_payload() {
     let _watchdog = watchdog(60);
