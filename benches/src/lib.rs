@@ -1,6 +1,7 @@
 //! gopark beside its peers, on one machine in one run. `benches --help` says what there is.
 
 mod args;
+mod atomics;
 mod blocking;
 mod child;
 mod churn;
@@ -63,7 +64,7 @@ benches SUBCOMMAND [OPTIONS]: gopark beside its peers, on one machine in one run
   syscalls   system calls per round trip
   sleepers   how late 100,000 sleepers wake, and what they cost
   deadlines  what it costs to say until when a read may wait
-  instructions  how many instructions a spawn, a yield, a wake and a read take
+  instructions  how many instructions a spawn, a yield, a wake and a read take, and how many of them are atomic
   micro      what spawns, wakes, yields and sleeps cost
   spread     how well short computations use a second worker
   proxy      the peers side by side as proxies, for bulk and for messages
