@@ -40,9 +40,9 @@ mfence; libc's are included. For that, objdump (binutils) has to be in PATH. gop
 Each row is played 1,000 times, and then 5,000 times that count, three times over: shown are the fewest. The worker's
 clock is one that counts its readings (benches/clock.rs), since how often a runtime looks around depends on it.
 
-  --check FILE   gopark alone; fails where a count is more than 3 % above the one in FILE, or FILE is for another rustc or
+  --check FILE   of gopark alone; fails where a count is more than 3 % above the one in FILE, or FILE is for another rustc or
                  libc
-  --write FILE   gopark alone; writes FILE
+  --write FILE   of gopark alone; writes FILE
 
 What it does not measure: the kernel, caches, branches, waiting; the clock; anything that happens only where threads meet;
 what smol leaves to a thread of its own.
@@ -65,6 +65,9 @@ pub(crate) fn main(mut args: Args) -> Result<(), Failure> {
     let (check, write) = (args.text("--check")?, args.text("--write")?);
     args.finish()?;
     let alone = check.is_some() || write.is_some();
+    if alone && peers.is_some() {
+        return Err(Failure::usage("--check and --write are about gopark, without --peers"));
+    }
     let default = if alone { vec![Peer::Gopark] } else { vec![Peer::Gopark, Peer::Tokio, Peer::Smol] };
     let peers = peers.unwrap_or(Peers(default)).runtimes_only()?;
     let recorded = check.map(|name| Recorded::read(&name)).transpose()?;
@@ -358,4 +361,30 @@ async fn send_in_turn<R: Runtime>(times: u64) -> io::Result<()> {
     drop(here);
     other.await;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_call_costs_is_its_callees() {
+        let text = "\
+version: 1
+ob=/bin/program
+fn=caller
+0x10 7 5
+cob=/lib/libc.so
+cfn=malloc
+calls=5 0x900
+0x14 7 400
+0x18 8 5
+ob=/lib/libc.so
+fn=malloc
+0x900 0 400
+totals: 410
+";
+        let own = [("/bin/program", 0x10, 5), ("/bin/program", 0x18, 5), ("/lib/libc.so", 0x900, 400)];
+        assert_eq!(by_address(text).collect::<Vec<_>>(), own);
+    }
 }
