@@ -1,11 +1,13 @@
 //! gopark beside its peers, on one machine in one run. `benches --help` says what there is.
 
 mod args;
+mod atomics;
 mod blocking;
 mod child;
 mod churn;
 mod cliff;
 mod contest;
+mod cores;
 mod count_perf;
 mod count_ptrace;
 mod deadlines;
@@ -63,16 +65,17 @@ benches SUBCOMMAND [OPTIONS]: gopark beside its peers, on one machine in one run
   syscalls   system calls per round trip
   sleepers   how late 100,000 sleepers wake, and what they cost
   deadlines  what it costs to say until when a read may wait
-  instructions  how many instructions a spawn, a yield, a wake and a read take
+  instructions  how many instructions a spawn, a yield, a wake and a read take, and how many of them are atomic
   micro      what spawns, wakes, yields and sleeps cost
+  cores      what would contend on more cores than there are: a model
   spread     how well short computations use a second worker
   proxy      the peers side by side as proxies, for bulk and for messages
   blocking   what others notice of two handlers that block
   serve      one echo server or proxy
   load       the load client alone
 
-benches SUBCOMMAND --help says more: what each measures, and what it does not. All but the last two have --quick, which
-checks in a few seconds that everything works and says nothing about time.
+benches SUBCOMMAND --help says more: what each measures, and what it does not. All but instructions, cores, serve and load
+have --quick, which checks in a few seconds that everything works and says nothing about time.
 Exit status: 0; 1 where something went wrong (never for a timing); 2 for a wrong command line.
 ";
 
@@ -170,6 +173,7 @@ fn dispatch(mut args: Args) -> Result<(), Failure> {
         "sleepers" => (sleepers::HELP, |args| watched(args, sleepers::main)),
         "deadlines" => (deadlines::HELP, |args| watched(args, deadlines::main)),
         "instructions" => (instructions::HELP, |args| watched(args, instructions::main)),
+        "cores" => (cores::HELP, |args| watched(args, cores::main)),
         "micro" => (micro::HELP, |args| watched(args, micro::main)),
         "spread" => (spread::HELP, |args| watched(args, spread::main)),
         "blocking" => (blocking::HELP, |args| watched(args, blocking::main)),

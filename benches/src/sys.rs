@@ -247,3 +247,27 @@ pub(crate) fn has_child() -> bool {
     // SAFETY: the status is not wanted. WNOHANG: a child that still runs gives 0, none at all an error.
     unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) >= 0 }
 }
+
+/// The C library that this program was started with.
+pub(crate) fn libc_version() -> String {
+    #[cfg(target_env = "gnu")]
+    {
+        // SAFETY: it returns a constant string.
+        let version = unsafe { std::ffi::CStr::from_ptr(libc::gnu_get_libc_version()) };
+        format!("glibc {}", version.to_string_lossy())
+    }
+    #[cfg(not(target_env = "gnu"))]
+    String::from("a libc that is not glibc")
+}
+
+/// Calls `count_time` of benches/clock.rs, which must be preloaded.
+pub(crate) fn count_time() -> io::Result<()> {
+    // SAFETY: the name is a C string.
+    let function = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"count_time".as_ptr()) };
+    if function.is_null() {
+        return Err(io::Error::other("benches/clock.rs is not preloaded"));
+    }
+    // SAFETY: a function of this type is all that has this name.
+    unsafe { std::mem::transmute::<*mut libc::c_void, extern "C" fn()>(function)() };
+    Ok(())
+}
