@@ -26,6 +26,12 @@ pub(crate) struct Load {
 }
 
 impl Load {
+    /// As many messages as come back, for so long, after a quarter of that as warm-up.
+    pub(crate) fn full(conns: usize, bytes: usize, secs: f64) -> Self {
+        let (warm_up, window) = (Duration::from_secs_f64(secs / 4.0), Duration::from_secs_f64(secs));
+        Load { conns, bytes, requests: None, idle: 0, rate: None, warm_up, window }
+    }
+
     pub(crate) fn plan(&self, addr: SocketAddr) -> Plan {
         let Load { conns, bytes, requests, idle, rate, warm_up, window } = *self;
         Plan { addr, conns, bytes, requests, idle, rate, warm_up, window }
@@ -130,6 +136,9 @@ pub(crate) fn play(lineup: &Lineup, setting: &Setting, progress: &mut Progress) 
 
 /// Per entrant its label and one sample per round.
 pub(crate) type Rows<S> = Vec<(&'static str, Vec<S>)>;
+
+/// One figure of each sample.
+pub(crate) type Samples = Rows<f64>;
 
 /// Gives everyone a turn in every round. The order rotates, so that nobody is always first. A turn yields a sample, and the
 /// share of the CPUs that others took. Returned as well is how many rounds others disturbed, which are repeated as long as
@@ -284,7 +293,7 @@ impl Progress {
         }
     }
 
-    fn step(&mut self, what: &str) {
+    pub(crate) fn step(&mut self, what: &str) {
         self.done += 1;
         if self.live {
             eprint!("\r\x1b[K[{}/{}] {}: {what}", self.done, self.all, self.what);

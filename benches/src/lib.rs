@@ -36,6 +36,7 @@ mod stall;
 mod stats;
 mod sys;
 mod syscalls;
+mod together;
 mod tokio_peer;
 mod watch;
 mod work;
@@ -59,6 +60,7 @@ benches SUBCOMMAND [OPTIONS]: gopark beside its peers, on one machine in one run
 
   duel       the peers side by side as echo servers under full load
   cliff      whether throughput or p99 jump where workers, idle connections or connections grow
+  together   CPU time of servers that run at the same time, which the machine's noise hardly changes
   light      CPU time per round trip under light load
   syscalls   system calls per round trip
   sleepers   how late 100,000 sleepers wake, and what they cost
@@ -165,6 +167,7 @@ fn dispatch(mut args: Args) -> Result<(), Failure> {
         "load" => (LOAD_HELP, load),
         "duel" => (duel::HELP, |args| watched(args, duel::main)),
         "cliff" => (cliff::HELP, |args| watched(args, cliff::main)),
+        "together" => (together::HELP, |args| watched(args, together::main)),
         "light" => (light::HELP, |args| watched(args, light::main)),
         "syscalls" => (syscalls::HELP, |args| watched(args, syscalls::main)),
         "sleepers" => (sleepers::HELP, |args| watched(args, sleepers::main)),
