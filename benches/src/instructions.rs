@@ -1,6 +1,5 @@
 //! `benches instructions`: how many instructions the parts of a runtime take, which no neighbour on the machine changes.
 
-use crate::Failure;
 use crate::args::Args;
 use crate::child::Proc;
 use crate::gopark_peer::Gopark;
@@ -9,6 +8,7 @@ use crate::rounds;
 use crate::runtime::Runtime;
 use crate::smol_peer::Smol;
 use crate::tokio_peer::Tokio;
+use crate::{Failure, machine};
 use std::fmt::Write;
 use std::future::poll_fn;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -66,7 +66,7 @@ pub(crate) fn main(mut args: Args) -> Result<(), Failure> {
     }
     if let Some(file) = write {
         let mut text = String::from("# Instructions in user space, one worker: `benches instructions --write FILE`.\n");
-        writeln!(text, "rustc {}", rustc()?).expect("writing to a string");
+        writeln!(text, "rustc {}", machine::rustc()?).expect("writing to a string");
         counts.iter().for_each(|(name, count)| writeln!(text, "{name} {count:.1}").expect("writing to a string"));
         fs::write(file, text)?;
     }
@@ -79,7 +79,7 @@ pub(crate) fn main(mut args: Args) -> Result<(), Failure> {
 fn compare(counts: &[(&str, f64)], file: &str, name: &str) -> Result<(), Failure> {
     let entry = |wanted: &str| file.lines().find_map(|line| line.strip_prefix(wanted)?.strip_prefix(' '));
     let missing = |what: &str| Failure::run(format!("{name} has no line for {what}"));
-    let (recorded, ours) = (entry("rustc").ok_or_else(|| missing("rustc"))?, rustc()?);
+    let (recorded, ours) = (entry("rustc").ok_or_else(|| missing("rustc"))?, machine::rustc()?);
     if recorded != ours {
         return Err(Failure::run(format!("{name} is for rustc {recorded}, and this is {ours}: they do not compare")));
     }
@@ -96,12 +96,6 @@ fn compare(counts: &[(&str, f64)], file: &str, name: &str) -> Result<(), Failure
         true => Ok(()),
         false => Err(Failure::run(format!("grown by more than 3 %: {}", grown.join(", ")))),
     }
-}
-
-fn rustc() -> Result<String, Failure> {
-    let output = Command::new(std::env::var_os("RUSTC").unwrap_or("rustc".into())).arg("--version").output()?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    text.split(' ').nth(1).map(str::to_owned).ok_or_else(|| Failure::run(format!("rustc --version said {text:?}")))
 }
 
 fn count(peer: Peer, row: usize) -> Result<f64, Failure> {

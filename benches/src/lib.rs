@@ -2,6 +2,7 @@
 
 mod args;
 mod blocking;
+mod cells;
 mod child;
 mod churn;
 mod cliff;
@@ -9,7 +10,9 @@ mod contest;
 mod count_perf;
 mod count_ptrace;
 mod deadlines;
+mod drawing;
 mod duel;
+mod figures;
 mod go;
 mod gopark_peer;
 mod hist;
@@ -58,16 +61,16 @@ const BUFFER: usize = 4096;
 const HELP: &str = "\
 benches SUBCOMMAND [OPTIONS]: gopark beside its peers, on one machine in one run
 
-  duel       the peers side by side as echo servers under full load
+  duel       gopark beside its peers in all that it has an aim for: cells of its own, and what has a * here
   cliff      whether throughput or p99 jump where workers, idle connections or connections grow
-  together   CPU time of servers that run at the same time, which the machine's noise hardly changes
-  light      CPU time per round trip under light load
-  syscalls   system calls per round trip
-  sleepers   how late 100,000 sleepers wake, and what they cost
+  together * CPU time of servers that run at the same time, which the machine's noise hardly changes
+  light    * CPU time per round trip under light load
+  syscalls * system calls per round trip
+  sleepers * how late 100,000 sleepers wake, and what they cost
   deadlines  what it costs to say until when a read may wait
   instructions  how many instructions a spawn, a yield, a wake and a read take
-  micro      what spawns, wakes, yields and sleeps cost
-  spread     how well short computations use a second worker
+  micro    * what spawns, wakes, yields and sleeps cost
+  spread   * how well short computations use a second worker
   proxy      the peers side by side as proxies, for bulk and for messages
   blocking   what others notice of two handlers that block
   serve      one echo server or proxy

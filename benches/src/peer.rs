@@ -68,6 +68,11 @@ impl Peers {
         }
     }
 
+    /// Without some.
+    pub(crate) fn without(&self, others: &[Peer]) -> Peers {
+        Peers(self.0.iter().copied().filter(|peer| !others.contains(peer)).collect())
+    }
+
     /// With Go at the end where it is in PATH.
     pub(crate) fn and_go(mut self) -> Self {
         match go::in_path() {

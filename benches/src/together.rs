@@ -18,7 +18,7 @@ client of its own that loads it fully, and all clients are on another CPU. 64 co
 bytes (--bytes), K rounds (9) of S seconds (1), from fresh processes that start in rotating order. Shown are medians and,
 in parentheses, quartiles; ratios are formed within one round. go takes part where it is in PATH.
 
-What the machine does meanwhile falls on all alike. So a ratio strays by a percent here, where those of `duel`, whose
+What the machine does meanwhile falls on all alike. So a ratio strays by a percent or two here, where those of `duel`, whose
 servers run one after the other, stray by ten or more. gopark takes part twice: `gopark/gopark again` shows the noise.
 
   --quick   one round of 0.2 seconds; says only that every byte was echoed
