@@ -1,14 +1,16 @@
 //! `benches together`: the CPU time of servers that run at the same time.
 
 use crate::args::Args;
-use crate::contest::{Load, Progress, Samples};
+use crate::contest::{Load, Progress, Rows};
 use crate::peer::{Lineup, OURS, Peer, Peers, Server};
 use crate::place::Place;
 use crate::stats::{self, Spread};
-use crate::{Failure, load, machine, sys};
+use crate::{Failure, load, machine};
+use std::collections::HashMap;
+use std::ffi::OsString;
 use std::sync::{Condvar, Mutex};
-use std::thread;
 use std::time::Duration;
+use std::{fs, io, thread};
 
 pub(crate) const HELP: &str = "\
 benches together [--quick] [--rounds K] [--secs S] [--conns N] [--bytes N] [--peers A,..]
@@ -23,10 +25,12 @@ servers run one after the other, stray by ten or more. gopark takes part twice: 
 
   --quick   one round of 0.2 seconds; says only that every byte was echoed
 
-CPU time is the process's own clock: user and system time of all its threads, in nanoseconds, while the client counts.
+CPU time is user and system time of all threads, in nanoseconds, while the client counts. `beside` is what of it is not the
+busiest thread's, the one worker. A thread that works by the clock (a monitor) weighs as many times more here as there are
+servers, as each gets that share of a CPU only; one that works for each message (smol's) does not.
 
-What it does not measure: a server that has a CPU to itself (here the others take the caches and the branch predictor
-away from it, and more messages wait at each of its turns), throughput, latency, more than one worker, what it costs to
+What it does not measure: a server that has a CPU to itself (here the others take the caches and the branch predictor away
+from it, all but gopark's own twin, and more messages wait at each of its turns), throughput, latency, more than one worker, what it costs to
 wake an idle CPU, and the CPU time of the kernel outside the server's threads (see `light --help`).
 ";
 
@@ -51,10 +55,23 @@ pub(crate) fn main(mut args: Args) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The CPU time per round trip of each, in nanoseconds.
-pub(crate) fn measure(peers: &Peers, load: &Load, rounds: usize) -> Result<Samples, Failure> {
+/// CPU time per round trip, in nanoseconds.
+#[derive(Clone, Copy)]
+pub(crate) struct Cost {
+    pub(crate) all: f64,
+    /// Without the busiest thread.
+    beside: f64,
+}
+
+impl Cost {
+    pub(crate) fn busiest(&self) -> f64 {
+        self.all - self.beside
+    }
+}
+
+pub(crate) fn measure(peers: &Peers, load: &Load, rounds: usize) -> Result<Rows<Cost>, Failure> {
     let (lineup, place) = (Lineup::with_ours_again(peers)?, Place::pinned()?);
-    let mut samples: Samples = lineup.labels().into_iter().map(|label| (label, Vec::new())).collect();
+    let mut samples: Rows<Cost> = lineup.labels().into_iter().map(|label| (label, Vec::new())).collect();
     let mut progress = Progress::new(rounds);
     progress.enter(&format!("together, {}", stats::count(load.conns, "connection")));
     for round in 0..rounds {
@@ -69,7 +86,7 @@ pub(crate) fn measure(peers: &Peers, load: &Load, rounds: usize) -> Result<Sampl
 }
 
 /// One round.
-fn play(lineup: &Lineup, order: &[usize], place: &Place, load: &Load) -> Result<Vec<f64>, Failure> {
+fn play(lineup: &Lineup, order: &[usize], place: &Place, load: &Load) -> Result<Vec<Cost>, Failure> {
     let servers = order.iter().map(|&index| lineup.start(lineup.entrants[index], 1, place));
     let servers = servers.collect::<Result<Vec<_>, _>>()?;
     let gate = Gate { missing: Mutex::new(servers.len()), opens: Condvar::new() };
@@ -83,11 +100,27 @@ fn play(lineup: &Lineup, order: &[usize], place: &Place, load: &Load) -> Result<
     Ok(costs)
 }
 
-fn cost(server: &Server, load: &Load, gate: &Gate) -> Result<f64, Failure> {
-    let cpu = || sys::cpu_of(server.pid());
-    let (report, start, end) = load::run_from(&load.plan(server.addr()), || gate.pass(), cpu)?;
+fn cost(server: &Server, load: &Load, gate: &Gate) -> Result<Cost, Failure> {
+    let (report, start, end) =
+        load::run_from(&load.plan(server.addr()), || gate.pass(), || cpu_of_threads(server.pid()))?;
     report.check()?;
-    Ok((end - start) as f64 / report.round_trips() as f64)
+    let spent = end.iter().map(|(thread, time)| time - start.get(thread).unwrap_or(&0));
+    let per_trip = |time: u64| time as f64 / report.round_trips() as f64;
+    let (all, busiest) = (spent.clone().sum::<u64>(), spent.max().unwrap_or_default());
+    Ok(Cost { all: per_trip(all), beside: per_trip(all - busiest) })
+}
+
+/// The CPU time of each thread in nanoseconds, by its number; proc_schedstat in the kernel's Documentation/scheduler.
+fn cpu_of_threads(pid: i32) -> io::Result<HashMap<OsString, u64>> {
+    let mut times = HashMap::new();
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let thread = thread?;
+        // Who has ended in between is not there any more; a server's threads do not, under a steady load.
+        let Ok(text) = fs::read_to_string(thread.path().join("schedstat")) else { continue };
+        let time = text.split(' ').next().and_then(|time| time.parse().ok());
+        times.insert(thread.file_name(), time.ok_or_else(|| io::Error::other("schedstat has no number"))?);
+    }
+    Ok(times)
 }
 
 /// Opens when all are there, so that all their windows are one: who had less company would be better off.
@@ -106,18 +139,20 @@ impl Gate {
     }
 }
 
-pub(crate) fn print(load: &Load, samples: &Samples) {
+pub(crate) fn print(load: &Load, samples: &Rows<Cost>) {
     let (conns, bytes) = (stats::count(load.conns, "connection"), stats::bytes(load.bytes));
     println!("together: each with 1 worker, {conns} of {bytes}");
-    println!("  {:<16}{:<32}gopark's as a ratio to that", "", "CPU time per round trip");
+    println!("  {:<16}{:<30}{:<10}gopark's as a ratio to that", "", "CPU time per round trip", "beside");
     let ours = samples.iter().find(|row| row.0 == OURS);
     for (label, costs) in samples {
-        let cost = Spread::of(costs.iter().copied()).expect("a round at least").show(stats::duration);
+        let spread = |each: fn(&Cost) -> f64| Spread::of(costs.iter().map(each)).expect("a round at least");
+        let all = spread(|cost| cost.all).show(stats::duration);
+        let beside = stats::duration(spread(|cost| cost.beside).median);
         let ratio = ours.filter(|ours| ours.0 != *label).map(|(_, ours)| {
-            let ratios = ours.iter().zip(costs).map(|(ours, theirs)| ours / theirs);
+            let ratios = ours.iter().zip(costs).map(|(ours, theirs)| ours.all / theirs.all);
             Spread::of(ratios).expect("a round at least").show(|ratio| format!("{ratio:.3}"))
         });
-        println!("  {label:<16}{cost:<32}{}", ratio.unwrap_or_default());
+        println!("  {label:<16}{all:<30}{beside:<10}{}", ratio.unwrap_or_default());
     }
     println!();
 }
