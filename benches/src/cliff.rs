@@ -8,7 +8,6 @@ use crate::place::Place;
 use crate::stats::{self, Spread};
 use crate::{Failure, machine};
 use std::fs;
-use std::time::Duration;
 
 pub(crate) const HELP: &str = "\
 benches cliff [--quick] [--rounds K] [--secs S] [--only PART] [--peers A,..] [--patience S] [--json FILE]
@@ -100,8 +99,7 @@ pub(crate) fn main(mut args: Args) -> Result<(), Failure> {
                 Part::Idle => (100, step, 2),
                 Part::Conns => (step, 0, 1),
             };
-            let (warm_up, window) = (Duration::from_secs_f64(secs / 4.0), Duration::from_secs_f64(secs));
-            let load = Load { conns, bytes: 64, requests: None, idle, rate: None, warm_up, window };
+            let load = Load { idle, ..Load::full(conns, 64, secs) };
             let setting = Setting { load, workers, place: place.clone(), rounds, patience };
             let outcome = contest::play(&lineup, &setting, &mut progress)?;
             progress.pause();

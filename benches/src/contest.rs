@@ -26,6 +26,12 @@ pub(crate) struct Load {
 }
 
 impl Load {
+    /// As many messages as come back, for so long, after a quarter of that as warm-up.
+    pub(crate) fn full(conns: usize, bytes: usize, secs: f64) -> Self {
+        let (warm_up, window) = (Duration::from_secs_f64(secs / 4.0), Duration::from_secs_f64(secs));
+        Load { conns, bytes, requests: None, idle: 0, rate: None, warm_up, window }
+    }
+
     pub(crate) fn plan(&self, addr: SocketAddr) -> Plan {
         let Load { conns, bytes, requests, idle, rate, warm_up, window } = *self;
         Plan { addr, conns, bytes, requests, idle, rate, warm_up, window }
@@ -131,6 +137,13 @@ pub(crate) fn play(lineup: &Lineup, setting: &Setting, progress: &mut Progress) 
 /// Per entrant its label and one sample per round.
 pub(crate) type Rows<S> = Vec<(&'static str, Vec<S>)>;
 
+/// One figure of each sample.
+pub(crate) type Samples = Rows<f64>;
+
+pub(crate) fn pick<S>(rows: &Rows<S>, each: impl Fn(&S) -> f64) -> Samples {
+    rows.iter().map(|(label, samples)| (*label, samples.iter().map(&each).collect())).collect()
+}
+
 /// Gives everyone a turn in every round. The order rotates, so that nobody is always first. A turn yields a sample, and the
 /// share of the CPUs that others took. Returned as well is how many rounds others disturbed, which are repeated as long as
 /// there is patience.
@@ -206,6 +219,10 @@ pub(crate) fn show_others(others: Spread, repeated: usize) -> String {
 }
 
 impl Outcome {
+    pub(crate) fn samples(&self, metric: Metric) -> Samples {
+        pick(&self.rows, |sample| metric.of(sample))
+    }
+
     pub(crate) fn spread(&self, label: &str, metric: Metric) -> Option<Spread> {
         Spread::of(self.row(label)?.iter().map(|sample| metric.of(sample)))
     }
@@ -251,13 +268,9 @@ impl Outcome {
     pub(crate) fn json(&self) -> Json {
         Json::list(self.rows.iter().map(|(label, samples)| {
             let mut entries = vec![("peer".to_owned(), Json::text(*label))];
-            for metric in Metric::ALL {
-                entries.extend(self.spread(label, metric).map(|spread| (metric.key().to_owned(), spread.json())));
-            }
-            let rounds = samples
-                .iter()
-                .map(|sample| Json::map([("load", sample.report.json()), ("server_cpu_ns", Json::Int(sample.cpu))]));
-            entries.push(("rounds".to_owned(), Json::list(rounds)));
+            entries.extend(Metric::ALL.map(|metric| {
+                (metric.key().to_owned(), stats::samples_json(samples.iter().map(|sample| metric.of(sample))))
+            }));
             Json::Map(entries)
         }))
     }
@@ -284,7 +297,7 @@ impl Progress {
         }
     }
 
-    fn step(&mut self, what: &str) {
+    pub(crate) fn step(&mut self, what: &str) {
         self.done += 1;
         if self.live {
             eprint!("\r\x1b[K[{}/{}] {}: {what}", self.done, self.all, self.what);

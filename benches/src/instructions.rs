@@ -1,6 +1,5 @@
 //! `benches instructions`: how many instructions the parts of a runtime take, which no neighbour on the machine changes.
 
-use crate::Failure;
 use crate::args::Args;
 use crate::atomics::Atomics;
 use crate::child::{Proc, TempDir};
@@ -10,6 +9,7 @@ use crate::rounds;
 use crate::runtime::Runtime;
 use crate::smol_peer::Smol;
 use crate::tokio_peer::Tokio;
+use crate::{Failure, machine};
 use std::fmt::Write;
 use std::future::{Future, poll_fn};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -153,21 +153,13 @@ impl Recorded {
 
 /// Other compilers make other instructions, and allocating is libc's.
 fn built_with() -> Result<String, Failure> {
-    let output = rustc().arg("--version").output()?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let version =
-        text.split(' ').nth(1).ok_or_else(|| Failure::run(format!("rustc --version said {text:?}")))?.to_owned();
-    Ok(format!("rustc {version}, {}", crate::sys::libc_version()))
-}
-
-fn rustc() -> Command {
-    Command::new(std::env::var_os("RUSTC").unwrap_or("rustc".into()))
+    Ok(format!("rustc {}, {}", machine::rustc_version()?, crate::sys::libc_version()))
 }
 
 fn build_clock(to: &Path) -> Result<(), Failure> {
     let source = to.with_extension("rs");
     fs::write(&source, include_str!("../clock.rs"))?;
-    let mut command = rustc();
+    let mut command = machine::rustc();
     command.args(["--edition", "2024", "-O", "--crate-type", "cdylib", "-o"]).arg(to).arg(&source);
     Proc::start("rustc", &mut command)?.finish(LIMIT)
 }

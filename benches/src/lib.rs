@@ -3,6 +3,7 @@
 mod args;
 mod atomics;
 mod blocking;
+mod cells;
 mod child;
 mod churn;
 mod cliff;
@@ -11,7 +12,9 @@ mod cores;
 mod count_perf;
 mod count_ptrace;
 mod deadlines;
+mod drawing;
 mod duel;
+mod figures;
 mod go;
 mod gopark_peer;
 mod hist;
@@ -38,6 +41,7 @@ mod stall;
 mod stats;
 mod sys;
 mod syscalls;
+mod together;
 mod tokio_peer;
 mod watch;
 mod work;
@@ -59,16 +63,17 @@ const BUFFER: usize = 4096;
 const HELP: &str = "\
 benches SUBCOMMAND [OPTIONS]: gopark beside its peers, on one machine in one run
 
-  duel       the peers side by side as echo servers under full load
+  duel       gopark beside its peers in all that it has an aim for: cells of its own, and what has a * here
   cliff      whether throughput or p99 jump where workers, idle connections or connections grow
-  light      CPU time per round trip under light load
-  syscalls   system calls per round trip
-  sleepers   how late 100,000 sleepers wake, and what they cost
+  together * CPU time of servers that run at the same time, which the machine's noise hardly changes
+  light    * CPU time per round trip under light load
+  syscalls * system calls per round trip
+  sleepers * how late 100,000 sleepers wake, and what they cost
   deadlines  what it costs to say until when a read may wait
   instructions  how many instructions a spawn, a yield, a wake and a read take, and how many of them are atomic
-  micro      what spawns, wakes, yields and sleeps cost
+  micro    * what spawns, wakes, yields and sleeps cost
   cores      what would contend on more cores than there are: a model
-  spread     how well short computations use a second worker
+  spread   * how well short computations use a second worker
   proxy      the peers side by side as proxies, for bulk and for messages
   blocking   what others notice of two handlers that block
   serve      one echo server or proxy
@@ -168,6 +173,7 @@ fn dispatch(mut args: Args) -> Result<(), Failure> {
         "load" => (LOAD_HELP, load),
         "duel" => (duel::HELP, |args| watched(args, duel::main)),
         "cliff" => (cliff::HELP, |args| watched(args, cliff::main)),
+        "together" => (together::HELP, |args| watched(args, together::main)),
         "light" => (light::HELP, |args| watched(args, light::main)),
         "syscalls" => (syscalls::HELP, |args| watched(args, syscalls::main)),
         "sleepers" => (sleepers::HELP, |args| watched(args, sleepers::main)),

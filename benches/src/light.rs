@@ -1,7 +1,7 @@
 //! `benches light`: what a server costs that has little to do.
 
 use crate::args::Args;
-use crate::contest::{self, Load, Progress, Setting};
+use crate::contest::{self, Load, Outcome, Progress, Setting};
 use crate::json::Json;
 use crate::peer::{Lineup, Peer, Peers};
 use crate::place::Place;
@@ -37,9 +37,11 @@ whoever sends, so part of the server's costs is the client's, and the other way 
 and any other rate: costs per round trip fall as more messages share one wake-up.
 ";
 
+pub(crate) const ROUNDS: usize = 11;
+
 pub(crate) fn main(mut args: Args) -> Result<(), Failure> {
     let quick = args.flag("--quick");
-    let rounds = args.number("--rounds", 1..=1000)?.unwrap_or(if quick { 1 } else { 11 });
+    let rounds = args.number("--rounds", 1..=1000)?.unwrap_or(if quick { 1 } else { ROUNDS });
     let secs = args.number("--secs", 0.01..=3600.0)?.unwrap_or(if quick { 0.3 } else { 1.0 });
     let conns = args.connections()?;
     let rate = args.rate()?.unwrap_or(100.0);
@@ -51,35 +53,59 @@ pub(crate) fn main(mut args: Args) -> Result<(), Failure> {
 
     let peers = peers.unwrap_or_else(|| Peers(vec![Peer::Raw, Peer::Tokio, Peer::Gopark]).and_go());
     let machine = machine::describe();
-    let lineup = Lineup::new(&peers, true)?;
-    let mut cells = vec![("free", workers, Place::Free), ("together", workers, Place::together()?)];
+    let cells = measure(&peers, &Plan { rounds, secs, conns, rate, workers, patience })?;
+    cells.iter().for_each(Cell::print);
+    if let Some(path) = json {
+        let all = Json::map([("machine", Json::text(machine)), ("cells", Json::list(cells.iter().map(Cell::json)))]);
+        fs::write(path, format!("{all}\n"))?;
+    }
+    Ok(())
+}
+
+pub(crate) struct Plan {
+    pub(crate) rounds: usize,
+    pub(crate) secs: f64,
+    pub(crate) conns: usize,
+    pub(crate) rate: f64,
+    pub(crate) workers: usize,
+    pub(crate) patience: Duration,
+}
+
+pub(crate) struct Cell {
+    pub(crate) name: &'static str,
+    pub(crate) outcome: Outcome,
+    title: String,
+}
+
+pub(crate) fn measure(peers: &Peers, plan: &Plan) -> Result<Vec<Cell>, Failure> {
+    let Plan { rounds, secs, conns, rate, workers, patience } = *plan;
+    let lineup = Lineup::new(peers, true)?;
+    let mut places = vec![("free", workers, Place::Free), ("together", workers, Place::together()?)];
     match Place::pinned() {
-        Ok(place) => cells.push(("apart", 1, place)),
+        Ok(place) => places.push(("apart", 1, place)),
         Err(why) => eprintln!("{why}"),
     }
-    let load = Load {
-        conns,
-        bytes: 64,
-        requests: None,
-        idle: 0,
-        rate: Some(rate),
-        warm_up: Duration::from_secs_f64(secs / 4.0),
-        window: Duration::from_secs_f64(secs),
-    };
-    let mut progress = Progress::new(cells.len() * rounds * lineup.entrants.len());
-    let mut results = Vec::new();
-    for (name, workers, place) in cells {
-        progress.enter(name);
+    let load = Load { rate: Some(rate), ..Load::full(conns, 64, secs) };
+    let mut progress = Progress::new(places.len() * rounds * lineup.entrants.len());
+    let mut cells = Vec::new();
+    for (name, workers, place) in places {
+        progress.enter(&format!("light, {name}"));
         let setting = Setting { load: load.clone(), workers, place, rounds, patience };
         let outcome = contest::play(&lineup, &setting, &mut progress)?;
         progress.pause();
         let workers = stats::count(workers, "worker");
-        println!("{name}: {workers}, {conns} connections with {rate} messages a second each\n{}", outcome.show());
-        results.push(Json::map([("cell", Json::text(name)), ("peers", outcome.json())]));
+        let title = format!("{workers}, {conns} connections with {rate} messages a second each");
+        cells.push(Cell { name, outcome, title });
     }
-    if let Some(path) = json {
-        let all = Json::map([("machine", Json::text(machine)), ("cells", Json::list(results))]);
-        fs::write(path, format!("{all}\n"))?;
+    Ok(cells)
+}
+
+impl Cell {
+    pub(crate) fn print(&self) {
+        println!("{}: {}\n{}", self.name, self.title, self.outcome.show());
     }
-    Ok(())
+
+    pub(crate) fn json(&self) -> Json {
+        Json::map([("cell", Json::text(self.name)), ("peers", self.outcome.json())])
+    }
 }

@@ -1,6 +1,7 @@
 //! `benches micro`: what the parts of a scheduler cost, one by one. The criterion benches run the same code.
 
 use crate::args::Args;
+use crate::contest::Samples;
 use crate::gopark_peer::Gopark;
 use crate::peer::Peer;
 use crate::rounds::{Job, Rounds};
@@ -22,7 +23,8 @@ benches micro [--quick] [--rounds K] [--workers N] [--peers A,..]
 
 What the parts of a scheduler cost, in nanoseconds, on two workers (--workers), tokio, smol and gopark, and go where it
 is in PATH. Per round, each peer once in a fresh process, which plays each row 21 times and tells its median; K rounds
-(5), in rotating order; shown are medians and, in parentheses, quartiles.
+(5), in rotating order; shown are medians and, in parentheses, quartiles. gopark takes part twice, so that the noise can
+be seen.
 
   spawn inside     10,000 empty tasks from one task, which then joins them; per task
   spawn outside    the same from a thread that is not the runtime's, until the last has run; per task
@@ -70,16 +72,32 @@ const ROWS: [&str; 11] = [
     "clock",
 ];
 
+pub(crate) type Figures = rounds::Figures<{ ROWS.len() }>;
+
 pub(crate) fn main(mut args: Args) -> Result<(), Failure> {
     let quick = args.flag("--quick");
     let rounds = Rounds::options(&mut args, quick)?;
     let workers = args.workers()?;
     args.finish()?;
+    print(&measure(rounds, workers, quick)?, workers);
+    Ok(())
+}
+
+pub(crate) fn measure(rounds: Rounds, workers: usize, quick: bool) -> Result<Figures, Failure> {
     let times = if quick { 1 } else { 21 };
-    let figures = rounds.run(&Job { name: "parts", workers, numbers: &[times], go: go::MICRO })?;
+    rounds.run(&Job { name: "parts", workers, numbers: &[times], go: go::MICRO })
+}
+
+/// A row; `sleep` without the reading of the clock in it.
+pub(crate) fn row(figures: &Figures, name: &str) -> Samples {
+    let at = |wanted: &str| ROWS.iter().position(|row| *row == wanted).expect("there is such a row");
+    let (row, clock) = (at(name), at("clock"));
+    figures.samples(|figures| figures[row] - if name == "sleep" { figures[clock] } else { 0.0 })
+}
+
+pub(crate) fn print(figures: &Figures, workers: usize) {
     println!("per operation, {}", stats::count(workers, "worker"));
     figures.print_rows(ROWS, 24, |nanos| format!("{nanos:.0} ns"));
-    Ok(())
 }
 
 /// `benches parts PEER --workers N TIMES`: one process that plays all rows, and prints one line.

@@ -34,7 +34,7 @@ impl Peer {
             Peer::Tokio => "tokio",
             Peer::Smol => "smol",
             Peer::May => "may",
-            Peer::Gopark => "gopark",
+            Peer::Gopark => OURS,
             Peer::Go => "go",
         }
     }
@@ -66,6 +66,11 @@ impl Peers {
             Some(peer) => Err(Failure::usage(format!("{peer} is an echo server here and nothing else"))),
             None => Ok(self.0),
         }
+    }
+
+    /// Without some.
+    pub(crate) fn without(&self, others: &[Peer]) -> Peers {
+        Peers(self.0.iter().copied().filter(|peer| !others.contains(peer)).collect())
     }
 
     /// With Go at the end where it is in PATH.
@@ -131,8 +136,14 @@ pub(crate) struct Entrant {
     peer: Peer,
 }
 
+/// Whose figures the others are held against.
+pub(crate) const OURS: &str = "gopark";
+
 /// The name of the second raw, which shows by how much equals differ.
 pub(crate) const CONTROL: &str = "raw again";
+
+/// The name of the second gopark, which does the same.
+pub(crate) const AGAIN: &str = "gopark again";
 
 /// The name of the gopark that nobody blocks.
 pub(crate) const UNTOLD: &str = "gopark, no BLOCK";
@@ -147,19 +158,24 @@ pub(crate) struct Lineup {
 impl Lineup {
     /// Echo servers. With a control, raw takes part twice.
     pub(crate) fn new(peers: &Peers, control: bool) -> Result<Self, Failure> {
-        Lineup::of(peers, control.then_some(CONTROL), Service::Echo(None))
+        Lineup::of(peers, control.then_some((Peer::Raw, CONTROL)), Service::Echo(None))
+    }
+
+    /// Echo servers. gopark takes part twice.
+    pub(crate) fn with_ours_again(peers: &Peers) -> Result<Self, Failure> {
+        Lineup::of(peers, Some((Peer::Gopark, AGAIN)), Service::Echo(None))
     }
 
     /// HTTP servers, with a control.
     pub(crate) fn of_http(peers: &Peers) -> Result<Self, Failure> {
-        Lineup::of(peers, Some(CONTROL), Service::Http)
+        Lineup::of(peers, Some((Peer::Raw, CONTROL)), Service::Http)
     }
 
     /// Proxies, with a control.
     pub(crate) fn of_proxies(peers: &Peers, target: SocketAddr) -> Result<Self, Failure> {
         match peers.0.contains(&Peer::May) {
             true => Err(Failure::usage("may is an echo server here and no proxy")),
-            false => Lineup::of(peers, Some(CONTROL), Service::Proxy(target)),
+            false => Lineup::of(peers, Some((Peer::Raw, CONTROL)), Service::Proxy(target)),
         }
     }
 
@@ -167,16 +183,16 @@ impl Lineup {
     pub(crate) fn of_blockers(peers: &Peers, stall: Stall) -> Result<Self, Failure> {
         match peers.0.contains(&Peer::Raw) {
             true => Err(Failure::usage("raw has one loop and no handlers to block")),
-            false => Lineup::of(peers, Some(UNTOLD), Service::Echo(Some(stall))),
+            false => Lineup::of(peers, Some((Peer::Gopark, UNTOLD)), Service::Echo(Some(stall))),
         }
     }
 
-    fn of(peers: &Peers, control: Option<&'static str>, service: Service) -> Result<Self, Failure> {
+    /// The control is who takes part twice, and his name the second time.
+    fn of(peers: &Peers, control: Option<(Peer, &'static str)>, service: Service) -> Result<Self, Failure> {
         let mut entrants = Vec::new();
         for &peer in &peers.0 {
             entrants.push(Entrant { label: peer.name(), peer });
-            let controlled = if let Service::Echo(Some(_)) = service { Peer::Gopark } else { Peer::Raw };
-            entrants.extend(control.filter(|_| peer == controlled).map(|label| Entrant { label, peer }));
+            entrants.extend(control.filter(|control| control.0 == peer).map(|(_, label)| Entrant { label, peer }));
         }
         let source = match service {
             Service::Echo(None) => go::ECHO,

@@ -2,17 +2,17 @@
 
 use crate::args::Args;
 use crate::child::Proc;
-use crate::peer::{Peer, Peers};
+use crate::contest::{self, Progress, Rows, Samples};
+use crate::peer::{AGAIN, Peer, Peers};
 use crate::stats::Spread;
 use crate::{Failure, go};
 use std::time::Duration;
 
 const CHILD_LIMIT: Duration = Duration::from_secs(120);
 
-/// What the command line says of them.
 pub(crate) struct Rounds {
     count: usize,
-    peers: Option<Peers>,
+    peers: Vec<Peer>,
 }
 
 /// What the children are given: `benches NAME PEER --workers N NUMBER...`, and the numbers alone to Go's program.
@@ -24,38 +24,50 @@ pub(crate) struct Job<'a> {
 }
 
 /// The figures of all rounds, for each peer.
-pub(crate) struct Figures<const N: usize>(Vec<(Peer, Vec<[f64; N]>)>);
+pub(crate) struct Figures<const N: usize>(Rows<[f64; N]>);
 
 impl Rounds {
+    pub(crate) const USUAL: usize = 5;
+
     /// `--rounds` and `--peers`.
     pub(crate) fn options(args: &mut Args, quick: bool) -> Result<Self, Failure> {
-        let count = args.number("--rounds", 1..=1000)?.unwrap_or(if quick { 1 } else { 5 });
-        Ok(Rounds { count, peers: args.parsed("--peers", Peers::WANTS)? })
+        let count = args.number("--rounds", 1..=1000)?.unwrap_or(if quick { 1 } else { Rounds::USUAL });
+        let peers = args.parsed::<Peers>("--peers", Peers::WANTS)?;
+        Rounds::new(count, peers.unwrap_or_else(|| Peers(vec![Peer::Tokio, Peer::Smol, Peer::Gopark]).and_go()))
     }
 
-    /// All of them, in rotating order.
+    pub(crate) fn new(count: usize, peers: Peers) -> Result<Self, Failure> {
+        Ok(Rounds { count, peers: peers.runtimes_only()? })
+    }
+
+    /// All of them, in rotating order. gopark takes part twice, so that the noise can be seen.
     pub(crate) fn run<const N: usize>(self, job: &Job<'_>) -> Result<Figures<N>, Failure> {
-        let peers = self.peers.unwrap_or_else(|| Peers(vec![Peer::Tokio, Peer::Gopark]).and_go()).runtimes_only()?;
-        let go = peers.contains(&Peer::Go).then(|| go::Program::build(job.go)).transpose()?;
-        let numbers: Vec<String> = job.numbers.iter().map(u64::to_string).collect();
-        let mut figures: Vec<_> = peers.into_iter().map(|peer| (peer, Vec::new())).collect();
-        for round in 0..self.count {
-            for turn in 0..figures.len() {
-                let index = (turn + round) % figures.len();
-                let (peer, figures) = &mut figures[index];
-                let child = match &go {
-                    Some(go) if *peer == Peer::Go => Proc::start("go", go.command(job.workers).args(&numbers)),
-                    _ => {
-                        let workers = job.workers.to_string();
-                        let mut args = vec![job.name, peer.name(), "--workers", &workers];
-                        args.extend(numbers.iter().map(String::as_str));
-                        Proc::start_self(&args)
-                    }
-                }?;
-                figures.push(read(job.name, child)?);
-            }
+        let mut entrants = Vec::new();
+        for peer in self.peers {
+            entrants.push((peer, peer.name()));
+            entrants.extend((peer == Peer::Gopark).then_some((peer, AGAIN)));
         }
-        Ok(Figures(figures))
+        let go =
+            entrants.iter().any(|entrant| entrant.0 == Peer::Go).then(|| go::Program::build(job.go)).transpose()?;
+        let numbers: Vec<String> = job.numbers.iter().map(u64::to_string).collect();
+        let turn = |index: usize| {
+            let child = match (&go, entrants[index].0) {
+                (Some(go), Peer::Go) => Proc::start("go", go.command(job.workers).args(&numbers)),
+                (_, peer) => {
+                    let workers = job.workers.to_string();
+                    let mut args = vec![job.name, peer.name(), "--workers", &workers];
+                    args.extend(numbers.iter().map(String::as_str));
+                    Proc::start_self(&args)
+                }
+            }?;
+            Ok((read(job.name, child)?, 0.0))
+        };
+        let labels: Vec<_> = entrants.iter().map(|entrant| entrant.1).collect();
+        let mut progress = Progress::new(self.count * entrants.len());
+        progress.enter(job.name);
+        let (rows, _) = contest::play_rounds(&labels, self.count, Duration::ZERO, &mut progress, turn)?;
+        progress.pause();
+        Ok(Figures(rows))
     }
 }
 
@@ -67,21 +79,25 @@ fn read<const N: usize>(name: &str, mut child: Proc) -> Result<[f64; N], Failure
 }
 
 impl<const N: usize> Figures<N> {
+    pub(crate) fn samples(&self, each: impl Fn(&[f64; N]) -> f64) -> Samples {
+        contest::pick(&self.0, each)
+    }
+
     /// A line for each peer: medians and quartiles under the headings, in columns of that width.
     pub(crate) fn print(&self, headings: [&str; N], width: usize, each: impl Fn(f64) -> String) {
-        println!("  {:<8}{}", "", headings.map(|name| format!("{name:<width$}")).concat().trim_end());
-        for (peer, rounds) in &self.0 {
+        println!("  {:<14}{}", "", headings.map(|name| format!("{name:<width$}")).concat().trim_end());
+        for (label, rounds) in &self.0 {
             let columns = std::array::from_fn::<_, N, _>(|column| {
                 let spread = Spread::of(rounds.iter().map(|figures| figures[column])).expect("a round at least");
                 format!("{:<width$}", spread.show(&each))
             });
-            println!("  {:<8}{}", peer.name(), columns.concat().trim_end());
+            println!("  {label:<14}{}", columns.concat().trim_end());
         }
     }
 
     /// The other way round: a line for each figure, a column for each peer.
     pub(crate) fn print_rows(&self, names: [&str; N], width: usize, each: impl Fn(f64) -> String) {
-        let peers: String = self.0.iter().map(|(peer, _)| format!("{:<width$}", peer.name())).collect();
+        let peers: String = self.0.iter().map(|(label, _)| format!("{label:<width$}")).collect();
         println!("  {:<16}{}", "", peers.trim_end());
         for (row, name) in names.iter().enumerate() {
             let columns = self.0.iter().map(|(_, rounds)| {

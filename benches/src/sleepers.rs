@@ -1,6 +1,7 @@
 //! `benches sleepers`: how late tasks wake that sleep, and what they cost.
 
 use crate::args::Args;
+use crate::contest::Samples;
 use crate::gopark_peer::Gopark;
 use crate::pattern::mix;
 use crate::peer::Peer;
@@ -20,8 +21,8 @@ benches sleepers [--quick] [--rounds K] [--sleepers N] [--workers N] [--peers A,
 N sleepers (100,000), each a task that sleeps once for a random time up to 100 ms, all started at once in a fresh
 process on two workers (--workers): how late they wake, and the process's CPU time for all of it. Then, in the same
 process, now idle, 1,000 times a single sleep of 100 us: by how much it is too long. K rounds (5), in rotating order;
-shown are medians and, in parentheses, quartiles. go takes part where it is in PATH. The random times are the same for
-all.
+shown are medians and, in parentheses, quartiles. go takes part where it is in PATH, and gopark twice, so that the noise
+can be seen. The random times are the same for all.
 
   --quick   one round of a tenth of the sleepers
 
@@ -38,19 +39,38 @@ const SINGLE: Duration = Duration::from_micros(100);
 /// What a child finds out, in nanoseconds, in the order in which it prints them.
 const COLUMNS: [&str; 6] = ["late, p50", "late, p99", "late, max", "CPU time", "wall time", "sleep(100us) over, p50"];
 
+pub(crate) type Figures = rounds::Figures<{ COLUMNS.len() }>;
+
 pub(crate) fn main(mut args: Args) -> Result<(), Failure> {
     let quick = args.flag("--quick");
     let rounds = Rounds::options(&mut args, quick)?;
-    let sleepers = args.number("--sleepers", 1..=10_000_000)?.unwrap_or(if quick { 10_000 } else { 100_000 });
-    let singles = if quick { SINGLES / 10 } else { SINGLES };
+    let sleepers = args.number("--sleepers", 1..=10_000_000)?.unwrap_or(some(quick));
     let workers = args.workers()?;
     args.finish()?;
+    print(&measure(rounds, workers, sleepers, quick)?, workers, sleepers);
+    Ok(())
+}
 
+/// How many there are unless somebody says so.
+pub(crate) fn some(quick: bool) -> u64 {
+    if quick { 10_000 } else { 100_000 }
+}
+
+pub(crate) fn measure(rounds: Rounds, workers: usize, sleepers: u64, quick: bool) -> Result<Figures, Failure> {
+    let singles = if quick { SINGLES / 10 } else { SINGLES };
     let numbers = [sleepers, LONGEST.as_nanos() as u64, singles];
-    let figures = rounds.run(&Job { name: "sleep", workers, numbers: &numbers, go: go::SLEEPERS })?;
+    rounds.run(&Job { name: "sleep", workers, numbers: &numbers, go: go::SLEEPERS })
+}
+
+/// A column.
+pub(crate) fn column(figures: &Figures, name: &str) -> Samples {
+    let at = COLUMNS.iter().position(|column| *column == name).expect("there is such a column");
+    figures.samples(|figures| figures[at])
+}
+
+pub(crate) fn print(figures: &Figures, workers: usize, sleepers: u64) {
     println!("{sleepers} sleepers of up to {LONGEST:?}, {}", stats::count(workers, "worker"));
     figures.print(COLUMNS, 30, stats::duration);
-    Ok(())
 }
 
 /// `benches sleep PEER --workers N SLEEPERS LONGEST SINGLES`: one process of sleepers, which prints one line.

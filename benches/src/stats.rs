@@ -33,9 +33,25 @@ impl Spread {
         }
     }
 
-    pub(crate) fn json(&self) -> Json {
-        Json::map([("median", Json::Num(self.median)), ("low", Json::Num(self.low)), ("high", Json::Num(self.high))])
+    pub(crate) fn json(self) -> Json {
+        let [median, low, high] = [self.median, self.low, self.high].map(|value| Json::Num(rounded(value)));
+        Json::map([("median", median), ("low", low), ("high", high)])
     }
+}
+
+/// The spread of some values, and all of them.
+pub(crate) fn samples_json(values: impl Iterator<Item = f64> + Clone) -> Json {
+    let samples = Json::list(values.clone().map(|value| Json::Num(rounded(value))));
+    let mut entries = vec![("samples".to_owned(), samples)];
+    if let Some(Json::Map(spread)) = Spread::of(values).map(Spread::json) {
+        entries.splice(0..0, spread);
+    }
+    Json::Map(entries)
+}
+
+/// To five digits: no measurement here has more.
+fn rounded(value: f64) -> f64 {
+    format!("{value:.4e}").parse().unwrap_or(value)
 }
 
 /// Within which bounds the median of all possible values lies, with a certainty of 95 % at least, if these are some at
@@ -81,6 +97,7 @@ pub(crate) fn thousands(value: f64) -> String {
 /// Nanoseconds in the unit that reads best.
 pub(crate) fn duration(ns: f64) -> String {
     match ns {
+        ns if ns < 1_000.0 => format!("{ns:.0} ns"),
         ns if ns < 100_000.0 => format!("{:.1} us", ns / 1e3),
         ns if ns < 1_000_000.0 => format!("{:.0} us", ns / 1e3),
         ns if ns < 100_000_000.0 => format!("{:.2} ms", ns / 1e6),
@@ -136,6 +153,6 @@ mod tests {
     #[test]
     fn numbers_for_people() {
         assert_eq!([thousands(999.0), thousands(1234.4), thousands(1e6)], ["999", "1,234", "1,000,000"]);
-        assert_eq!([duration(5_250.0), duration(349e6)], ["5.2 us", "349 ms"]);
+        assert_eq!([duration(19.4), duration(5_250.0), duration(349e6)], ["19 ns", "5.2 us", "349 ms"]);
     }
 }

@@ -1,22 +1,25 @@
 //! `benches syscalls`: how many system calls a round trip costs a server.
 
 use crate::args::Args;
-use crate::contest::Load;
+use crate::contest::{self, Load, Progress, Rows, Samples};
 use crate::count_perf::Tracepoint;
 use crate::count_ptrace::Tracer;
 use crate::load;
 use crate::peer::{Lineup, Peer, Peers, Server};
 use crate::place::Place;
-use crate::{Failure, count_perf, stats};
+use crate::stats::{self, Spread};
+use crate::{Failure, count_perf};
+use std::fmt::Write;
 use std::io;
 use std::str::FromStr;
 use std::time::Duration;
 
 pub(crate) const HELP: &str = "\
-benches syscalls [--quick] [--secs S] [--workers N] [--peers A,..] [--method perf|ptrace]
+benches syscalls [--quick] [--rounds K] [--secs S] [--workers N] [--peers A,..] [--method perf|ptrace]
 
 System calls per round trip of each echo server at 1 and at 64 connections of 64 bytes under full load, with two workers
-(--workers; raw has one thread), each peer once for S seconds (1). Columns: all; the waits (epoll_wait, epoll_pwait,
+(--workers; raw has one thread); K rounds (3) in rotating order, each peer once in each for S seconds (1); medians. raw takes
+part twice, so that the noise can be seen. Columns: all; the waits (epoll_wait, epoll_pwait,
 epoll_pwait2); what takes data in (read, recvfrom and their kin); what sends it out (write, sendto and their kin, also a
 write to an eventfd); futex; the rest.
 
@@ -34,6 +37,9 @@ By default perf where it works, else ptrace; the output says which it was.
 What it does not measure: time; page faults; calls that never enter the kernel (clock_gettime through the vDSO); calls
 before and after the window; the client's own.
 ";
+
+pub(crate) const ROUNDS: usize = 3;
+const CONNS: [usize; 2] = [1, 64];
 
 /// What calls are counted as, by their numbers. The last column is all of them.
 pub(crate) const CLASSES: [(&str, &[i64]); 4] = [
@@ -81,7 +87,7 @@ impl Method {
 }
 
 #[derive(Clone, Copy)]
-enum Wish {
+pub(crate) enum Wish {
     Perf,
     Ptrace,
 }
@@ -112,8 +118,19 @@ impl Counter {
     }
 }
 
+/// Calls per round trip, by class and all.
+type PerTrip = [f64; CLASSES.len() + 1];
+
+/// How it was counted, and what, at each number of connections.
+pub(crate) struct Figures {
+    method: Method,
+    workers: usize,
+    counts: Vec<(usize, Rows<PerTrip>)>,
+}
+
 pub(crate) fn main(mut args: Args) -> Result<(), Failure> {
     let quick = args.flag("--quick");
+    let rounds = args.number("--rounds", 1..=1000)?.unwrap_or(if quick { 1 } else { ROUNDS });
     let secs = args.number("--secs", 0.01..=3600.0)?.unwrap_or(if quick { 0.1 } else { 1.0 });
     let workers = args.workers()?;
     let peers = args
@@ -121,37 +138,74 @@ pub(crate) fn main(mut args: Args) -> Result<(), Failure> {
         .unwrap_or_else(|| Peers(vec![Peer::Raw, Peer::Tokio, Peer::Gopark]));
     let wish = args.parsed("--method", "perf or ptrace")?;
     args.finish()?;
-
-    let method = Method::choose(wish)?;
-    println!(
-        "System calls per round trip, {} (raw: 1), {}",
-        stats::count(workers, "worker"),
-        match method {
-            Method::Perf(_) => "counted by the kernel",
-            Method::Ptrace => "counted by ptrace, which slows the server down and so changes what it does (see --help)",
-        }
-    );
-    let lineup = Lineup::new(&peers, false)?;
-    for conns in [1, 64] {
-        println!("\n{}", stats::count(conns, "connection"));
-        println!("  {:<10}{:>8}{}{:>8}", "", "all", CLASSES.map(|(name, _)| format!("{name:>8}")).concat(), "other");
-        for &entrant in &lineup.entrants {
-            let (warm_up, window) = (Duration::from_secs_f64(secs / 4.0), Duration::from_secs_f64(secs));
-            let load = Load { conns, bytes: 64, requests: None, idle: 0, rate: None, warm_up, window };
-            let server = lineup.start(entrant, workers, &Place::Free)?;
-            let per_trip = measure(&server, &load, method)?;
-            server.stop()?;
-            let [classes @ .., all] = per_trip;
-            let other = all - classes.iter().sum::<f64>();
-            let columns: String =
-                [&[all], &classes[..], &[other]].concat().iter().map(|n| format!("{n:>8.3}")).collect();
-            println!("  {:<10}{columns}", entrant.label);
-        }
-    }
+    measure(&peers, workers, rounds, secs, wish)?.print();
     Ok(())
 }
 
-fn measure(server: &Server, load: &Load, method: Method) -> Result<[f64; CLASSES.len() + 1], Failure> {
+pub(crate) fn measure(
+    peers: &Peers,
+    workers: usize,
+    rounds: usize,
+    secs: f64,
+    wish: Option<Wish>,
+) -> Result<Figures, Failure> {
+    let method = Method::choose(wish)?;
+    let lineup = Lineup::new(peers, true)?;
+    let mut progress = Progress::new(CONNS.len() * rounds * lineup.entrants.len());
+    let mut counts = Vec::new();
+    for conns in CONNS {
+        progress.enter(&format!("syscalls, {}", stats::count(conns, "connection")));
+        let load = Load::full(conns, 64, secs);
+        let turn = |index: usize| {
+            let server = lineup.start(lineup.entrants[index], workers, &Place::Free)?;
+            let per_trip = count(&server, &load, method)?;
+            server.stop()?;
+            Ok((per_trip, 0.0))
+        };
+        counts.push((conns, contest::play_rounds(&lineup.labels(), rounds, Duration::ZERO, &mut progress, turn)?.0));
+        progress.pause();
+    }
+    Ok(Figures { method, workers, counts })
+}
+
+impl Figures {
+    /// All calls per round trip.
+    pub(crate) fn all(&self, conns: usize) -> Samples {
+        let rows = self.counts.iter().find(|counts| counts.0 == conns).map(|counts| &counts.1);
+        rows.map_or_else(Vec::new, |rows| contest::pick(rows, |per_trip| per_trip[CLASSES.len()]))
+    }
+
+    pub(crate) fn print(&self) {
+        println!(
+            "System calls per round trip, {} (raw: 1), {}",
+            stats::count(self.workers, "worker"),
+            match self.method {
+                Method::Perf(_) => "counted by the kernel",
+                Method::Ptrace => {
+                    "counted by ptrace, which slows the server down and so changes what it does (see --help)"
+                }
+            }
+        );
+        for (conns, rows) in &self.counts {
+            let classes = CLASSES.map(|(name, _)| format!("{name:>8}")).concat();
+            println!("\n{}", stats::count(*conns, "connection"));
+            println!("  {:<10}{:>8}{classes}{:>8}", "", "all", "other");
+            for (label, samples) in rows {
+                let median =
+                    |of: &dyn Fn(&PerTrip) -> f64| Spread::of(samples.iter().map(of)).expect("a round at least").median;
+                let all = |per_trip: &PerTrip| per_trip[CLASSES.len()];
+                let mut columns = format!("{:>8.3}", median(&all));
+                for class in 0..CLASSES.len() {
+                    write!(columns, "{:>8.3}", median(&|per_trip| per_trip[class])).expect("writing to a string");
+                }
+                let other = median(&|per_trip| all(per_trip) - per_trip[..CLASSES.len()].iter().sum::<f64>());
+                println!("  {label:<10}{columns}{other:>8.3}");
+            }
+        }
+    }
+}
+
+fn count(server: &Server, load: &Load, method: Method) -> Result<PerTrip, Failure> {
     let counter = method.attach(server.pid())?;
     let (report, start, end) = load::run_between(&load.plan(server.addr()), || counter.read())?;
     report.check()?;
