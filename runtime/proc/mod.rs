@@ -118,7 +118,9 @@ struct Threads {
 /// What sysmon leaves to an M, since it is user code, and may block.
 pub(crate) type Errand = Box<dyn FnOnce() + Send>;
 
-/// A P: what goes with the right to run.
+/// A P: what goes with the right to run. Alone in its cache lines, since its M writes to it at each poll (two, because x86
+/// fetches them in pairs).
+#[repr(align(128))]
 pub(crate) struct P {
     hold: Hold<MShared>,
     /// Tasks run so far (Go's `schedtick`), by which sysmon sees whether one of them takes long.
