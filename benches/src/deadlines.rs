@@ -55,7 +55,8 @@ pub(crate) fn main(mut args: Args) -> Result<(), Failure> {
         true => Plan { sets: 10_000, blocks: 4, trips: 100 },
         false => Plan { sets: 1_000_000, blocks: 40, trips: 2_000 },
     };
-    let job = Job { name: "deadline", workers: 1, numbers: &[sets, blocks, trips], go: go::DEADLINES };
+    let job =
+        Job { name: "deadline", bench: "deadlines", workers: 1, numbers: &[sets, blocks, trips], go: go::DEADLINES };
     let figures = rounds.run(&job)?;
     println!("a deadline that never passes, in nanoseconds");
     figures.print(COLUMNS, 24, |ns| format!("{ns:.1}"));

@@ -351,7 +351,7 @@ fn as_json(machine: &str, plan: &Plan, rows: &[Row], found: &Found) -> Json {
         ("secs", Json::Num(plan.secs)),
         ("others", Json::text(found.others())),
         ("rows", figures::json(rows)),
-        ("cells", Json::list(cells)),
-        ("light", Json::list(found.light.iter().map(light::Cell::json))),
+        ("cells", Json::lines(cells)),
+        ("light", Json::lines(found.light.iter().map(light::Cell::json))),
     ])
 }

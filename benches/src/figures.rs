@@ -214,7 +214,7 @@ pub(crate) fn by_kind(rows: &[Row]) -> impl Iterator<Item = &[Row]> {
 }
 
 pub(crate) fn json(rows: &[Row]) -> Json {
-    Json::list(rows.iter().map(Row::json))
+    Json::lines(rows.iter().map(Row::json))
 }
 
 /// All rows as a table for a terminal: medians, and for each aim a ratio with its quartiles.

@@ -85,7 +85,7 @@ pub(crate) fn main(mut args: Args) -> Result<(), Failure> {
 
 pub(crate) fn measure(rounds: Rounds, workers: usize, quick: bool) -> Result<Figures, Failure> {
     let times = if quick { 1 } else { 21 };
-    rounds.run(&Job { name: "parts", workers, numbers: &[times], go: go::MICRO })
+    rounds.run(&Job { name: "parts", bench: "micro", workers, numbers: &[times], go: go::MICRO })
 }
 
 /// A row; `sleep` without the reading of the clock in it.

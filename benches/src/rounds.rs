@@ -18,6 +18,8 @@ pub(crate) struct Rounds {
 /// What the children are given: `benches NAME PEER --workers N NUMBER...`, and the numbers alone to Go's program.
 pub(crate) struct Job<'a> {
     pub(crate) name: &'a str,
+    /// What people know it as.
+    pub(crate) bench: &'a str,
     pub(crate) workers: usize,
     pub(crate) numbers: &'a [u64],
     pub(crate) go: &'a str,
@@ -64,7 +66,7 @@ impl Rounds {
         };
         let labels: Vec<_> = entrants.iter().map(|entrant| entrant.1).collect();
         let mut progress = Progress::new(self.count * entrants.len());
-        progress.enter(job.name);
+        progress.enter(job.bench);
         let (rows, _) = contest::play_rounds(&labels, self.count, Duration::ZERO, &mut progress, turn)?;
         progress.pause();
         Ok(Figures(rows))

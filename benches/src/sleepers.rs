@@ -59,7 +59,7 @@ pub(crate) fn some(quick: bool) -> u64 {
 pub(crate) fn measure(rounds: Rounds, workers: usize, sleepers: u64, quick: bool) -> Result<Figures, Failure> {
     let singles = if quick { SINGLES / 10 } else { SINGLES };
     let numbers = [sleepers, LONGEST.as_nanos() as u64, singles];
-    rounds.run(&Job { name: "sleep", workers, numbers: &numbers, go: go::SLEEPERS })
+    rounds.run(&Job { name: "sleep", bench: "sleepers", workers, numbers: &numbers, go: go::SLEEPERS })
 }
 
 /// A column.

@@ -30,8 +30,9 @@ busiest thread's, the one worker. A thread that works by the clock (a monitor) w
 servers, as each gets that share of a CPU only; one that works for each message (smol's) does not.
 
 What it does not measure: a server that has a CPU to itself (here the others take the caches and the branch predictor away
-from it, all but gopark's own twin, and more messages wait at each of its turns), throughput, latency, more than one worker, what it costs to
-wake an idle CPU, and the CPU time of the kernel outside the server's threads (see `light --help`).
+from it, all but gopark's own twin, and more messages wait at each of its turns), throughput, latency, more than one
+worker, what it costs to wake an idle CPU, and the CPU time of the kernel outside the server's threads (see `light
+--help`).
 ";
 
 pub(crate) const ROUNDS: usize = 9;
