@@ -34,6 +34,8 @@ const QUIET: u32 = 10;
 const POLL_NS: u64 = 10_000_000;
 /// So long a task may block its thread in one poll while others wait.
 const WAIT_NS: u64 = 4_000_000;
+/// So long an M that was seen to want a CPU is taken to want one still, and the kernel not asked again.
+const STARVED_NS: u64 = 20_000_000;
 /// So much CPU time it may use. Go's `forcePreemptNS`.
 const CPU_NS: u64 = 10_000_000;
 /// So many calls of `on_stuck_task` may wait for one that does not return.
@@ -81,6 +83,11 @@ struct Seen {
     since_cpu: u64,
     /// Since when the thread has used next to no CPU time.
     still: u64,
+    /// Until when that is taken for a want of a CPU.
+    starved: u64,
+    /// It waits in the kernel, as a thread does that a task blocks. (Others may want its CPU, too: then it uses as little of
+    /// it, but to look closely, to poll in its place and to wake an M for what it has queued only makes that worse.)
+    asleep: bool,
     /// It was in this poll when last looked at, too.
     stuck: bool,
     told: bool,
@@ -134,7 +141,7 @@ impl Sysmon<'_> {
             TICK
         } else if self.seen.iter().all(long) {
             STUCK_TICK
-        } else if self.close_looks > 0 && self.seen.iter().any(|seen| seen.may_sleep(self.last)) {
+        } else if self.close_looks > 0 && self.seen.iter().any(|seen| seen.asleep || seen.stuck) {
             CLOSE_TICK
         } else {
             TICK
@@ -144,9 +151,10 @@ impl Sysmon<'_> {
     }
 
     fn look(&mut self) {
-        let now = self.sched.now();
+        let (now, keep_ps) = (self.sched.now(), self.sched.config.keep_ps);
         for (p, seen) in self.sched.ps().iter().zip(&mut self.seen) {
             seen.look(p, self.last, now);
+            seen.asleep = p.holder().is_some_and(|m| seen.is_asleep(m, now, keep_ps));
         }
         self.last = now;
         if self.sched.netpoll.take_polled() {
@@ -176,7 +184,7 @@ impl Sysmon<'_> {
     /// may wait. Go's first duty of sysmon. And no M goes idle, so it is sysmon that passes the batons on (trap P23).
     fn poll_network(&mut self) {
         let (sched, mut list) = (self.sched, WakeList::default());
-        let at_work = |seen: &Seen| seen.holder.is_some() && !seen.may_sleep(self.last);
+        let at_work = |seen: &Seen| seen.holder.is_some() && !seen.asleep;
         let nobody_can = !sched.idle.has_poller() && !self.seen.iter().any(at_work);
         if nobody_can || self.last.saturating_sub(self.polled) >= POLL_NS {
             sched.netpoll.netpoll(&mut list);
@@ -199,7 +207,7 @@ impl Sysmon<'_> {
         }
     }
 
-    /// Where something waits for an M that has been in one poll since the last look, or that has just begun one and sleeps:
+    /// Where something waits for an M that has been in one poll since the last look, or that has just begun one and is asleep:
     /// wakes an idle M. Where there is no idle P, takes one from an M that is stuck: one that computes, after `CPU_NS`; one
     /// that waits in the kernel, after `WAIT_NS`. What wants to run and gets no CPU is left alone: another thread would get
     /// none either. Go's `retake`.
@@ -209,7 +217,7 @@ impl Sysmon<'_> {
             let (seen, p) = (self.seen[n], &sched.ps()[n]);
             let Some(m) = p.holder().filter(|m| Some(m.id) == seen.holder) else { continue };
             let all_busy = sched.idle.idle_ps() == 0;
-            let waits = seen.may_sleep(self.last) && p.has_work() || seen.stuck && !sched.idle.has_poller();
+            let waits = (seen.asleep || seen.stuck) && (p.has_work() || !sched.idle.has_poller());
             if !all_busy && waits {
                 sched.wakep();
             }
@@ -218,7 +226,7 @@ impl Sysmon<'_> {
             }
             let takes = all_busy && sched.work_waiting() && !sched.config.keep_ps;
             let tells = sched.config.on_stuck_task.is_some() && !seen.told;
-            if !(takes || tells) || !seen.took_long(m, self.last) {
+            if !(takes || tells) || !seen.took_long(self.last) {
                 continue;
             }
             let m = sched.m(m.id);
@@ -308,6 +316,9 @@ impl Seen {
             return;
         };
         p.attention.store(true, Ordering::Relaxed);
+        if self.holder != Some(m.id) {
+            *self = Seen::default();
+        }
         let before = *self;
         *self = Seen { tick: p.schedtick.load(Ordering::Relaxed), holder: Some(m.id), cpu: m.cpu_ns(), ..before };
         let cpu_before = if self.holder == before.holder { before.cpu } else { self.cpu };
@@ -323,15 +334,23 @@ impl Seen {
         }
     }
 
-    /// Is its M in one poll for long, or in one that has just begun and uses the CPU little?
-    fn may_sleep(&self, now: u64) -> bool {
+    /// Is its M in one poll for long, or in one that has just begun and uses the CPU little, and waits in the kernel? With
+    /// `keep_ps` that is not asked, which takes a descriptor for a moment.
+    fn is_asleep(&mut self, m: &MShared, now: u64, keep_ps: bool) -> bool {
         let cpu = self.cpu.saturating_sub(self.since_cpu);
-        self.stuck || cpu < now.saturating_sub(self.since) / 2
+        if now < self.starved || !self.stuck && cpu >= now.saturating_sub(self.since) / 2 {
+            return false;
+        }
+        let waits = if keep_ps { self.stuck } else { m.is_waiting() };
+        if !waits {
+            self.starved = now + STARVED_NS;
+        }
+        waits
     }
 
     /// Is it time to take the P from this M?
-    fn took_long(&self, m: &MShared, now: u64) -> bool {
+    fn took_long(&self, now: u64) -> bool {
         let cpu = self.cpu.saturating_sub(self.since_cpu);
-        cpu >= CPU_NS || now.saturating_sub(self.still) >= WAIT_NS && m.is_waiting()
+        cpu >= CPU_NS || self.asleep && now.saturating_sub(self.still) >= WAIT_NS
     }
 }
