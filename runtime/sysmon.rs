@@ -23,8 +23,8 @@ fn backtrace_of(_: i32) -> Option<String> {
 /// `LONG_NS` and nothing waits for them. Go starts at 20 us and slows down to 10 ms.
 const TICK: Duration = Duration::from_millis(5);
 const CLOSE_TICK: Duration = Duration::from_micros(1500);
-/// So many close looks may follow each other; each other look adds one. What shares its CPU with other processes seems to
-/// sleep, too, and would be looked at closely all the time: 4 % of its CPU time.
+/// So many close looks may follow each other; each other look adds one. What shares its CPU with other processes is often in
+/// one poll for long, too, and to look at it closely all the time took 4 % of its CPU time.
 const CLOSE_LOOKS: u32 = 10;
 const STUCK_TICK: Duration = Duration::from_millis(10);
 const LONG_NS: u64 = 100_000_000;
@@ -34,8 +34,6 @@ const QUIET: u32 = 10;
 const POLL_NS: u64 = 10_000_000;
 /// So long a task may block its thread in one poll while others wait.
 const WAIT_NS: u64 = 4_000_000;
-/// So long an M that was seen to want a CPU is taken to want one still, and the kernel not asked again.
-const STARVED_NS: u64 = 20_000_000;
 /// So much CPU time it may use. Go's `forcePreemptNS`.
 const CPU_NS: u64 = 10_000_000;
 /// So many calls of `on_stuck_task` may wait for one that does not return.
@@ -83,8 +81,10 @@ struct Seen {
     since_cpu: u64,
     /// Since when the thread has used next to no CPU time.
     still: u64,
-    /// Until when that is taken for a want of a CPU.
-    starved: u64,
+    /// What `cpu` was when the thread was seen to want a CPU: as long as it is that, the thread has not run, and wants one.
+    starved: Option<u64>,
+    /// It has used the CPU since the last look.
+    works: bool,
     /// It waits in the kernel, as a thread does that a task blocks. (Others may want its CPU, too: then it uses as little of
     /// it, but to look closely, to poll in its place and to wake an M for what it has queued only makes that worse.)
     asleep: bool,
@@ -329,22 +329,22 @@ impl Seen {
             self.since = middle;
             self.since_cpu = cpu_before.midpoint(self.cpu).max(self.cpu.saturating_sub(LATE_NS / 2));
         }
-        if !self.stuck || self.cpu.saturating_sub(cpu_before) > now.saturating_sub(last) / 4 {
+        self.works = self.cpu.saturating_sub(cpu_before) > now.saturating_sub(last) / 4;
+        if !self.stuck || self.works {
             self.still = middle;
         }
     }
 
-    /// Is its M in one poll for long, or in one that has just begun and uses the CPU little, and waits in the kernel? With
-    /// `keep_ps` that is not asked, which takes a descriptor for a moment.
+    /// Has its M, which is in one poll for long or has just begun one, used the CPU little, because it waits in the kernel?
+    /// With `keep_ps` that is not asked, which takes a descriptor for a moment.
     fn is_asleep(&mut self, m: &MShared, now: u64, keep_ps: bool) -> bool {
         let cpu = self.cpu.saturating_sub(self.since_cpu);
-        if now < self.starved || !self.stuck && cpu >= now.saturating_sub(self.since) / 2 {
+        let works = if self.stuck { self.works } else { cpu >= now.saturating_sub(self.since) / 2 };
+        if works || self.starved == Some(self.cpu) {
             return false;
         }
         let waits = if keep_ps { self.stuck } else { m.is_waiting() };
-        if !waits {
-            self.starved = now + STARVED_NS;
-        }
+        self.starved = (!waits).then_some(self.cpu);
         waits
     }
 
