@@ -2,7 +2,7 @@
 
 use super::netpoll::Netpoll;
 use super::park::Parker;
-use super::proc::{Config, Sched, TimerHeap, without_p};
+use super::proc::{Config, Sched, Timer, without_p};
 use super::stuck::StuckTask;
 use super::task::{JoinHandle, TaskInfo};
 use std::any::Any;
@@ -339,11 +339,11 @@ impl Handle {
         EnterGuard { before, handle: PhantomData, not_send: PhantomData }
     }
 
-    /// The heap for a timer of the current runtime.
+    /// A timer of the current runtime.
+    #[inline]
     #[track_caller]
-    pub(crate) fn timer_heap(who: &str) -> Arc<TimerHeap> {
-        let Some(heap) = with_sched(|sched| sched.map(|sched| sched.timer_heap().clone())) else { outside(who) };
-        heap
+    pub(crate) fn timer(who: &str) -> Timer {
+        with_sched(|sched| sched.map(|sched| Timer::new(sched))).unwrap_or_else(|| outside(who))
     }
 
     /// The netpoller of the current runtime; outside of one, `otherwise`.
@@ -359,6 +359,7 @@ fn outside(who: &str) -> ! {
     panic!("gopark: {who} needs a runtime: call it inside `gopark::run`, `gopark::block_on`, or under `Handle::enter`")
 }
 
+#[inline]
 fn with_sched<R>(f: impl FnOnce(Option<&Arc<Sched>>) -> R) -> R {
     // Not borrowed while `f` runs, which may enter another runtime.
     match ENTERED.with_borrow(|entered| Option::clone(entered)) {

@@ -2,16 +2,14 @@
 
 use super::budget;
 use super::netpoll::slot::Shut;
-use super::proc::TimerHeap;
+use super::proc::Timer;
 use super::runtime::Handle;
-use super::timer::Key;
 use futures_core::Stream;
 use pin_project_lite::pin_project;
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -56,16 +54,14 @@ fn after(start: Instant, duration: Duration) -> Instant {
 #[derive(Debug)]
 #[must_use = "a sleep does nothing unless it is awaited"]
 pub struct Sleep {
-    heap: Arc<TimerHeap>,
     deadline: Instant,
-    /// Its timer, from the first poll until the end.
-    key: Option<Key>,
+    timer: Timer,
 }
 
 impl Sleep {
     #[track_caller]
     fn new(who: &str, deadline: Instant) -> Sleep {
-        Sleep { heap: Handle::timer_heap(who), deadline, key: None }
+        Sleep { deadline, timer: Handle::timer(who) }
     }
 
     /// When it ends.
@@ -80,7 +76,7 @@ impl Sleep {
 
     /// Gives it a new deadline, whether it has ended or not.
     pub fn reset(&mut self, deadline: Instant) {
-        self.cancel();
+        self.timer.cancel();
         self.deadline = deadline;
     }
 
@@ -89,30 +85,11 @@ impl Sleep {
         poll_fn(|cx| self.poll_or_gone(cx)).await
     }
 
+    #[inline]
     fn poll_or_gone(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Shut>> {
-        if self.key.is_some_and(|key| self.heap.timers.refresh(key, cx.waker())) {
-            return Poll::Pending;
-        }
-        if self.deadline > Instant::now() {
-            // A timer that ended before its time did so with the runtime, which takes no new one.
-            self.key = self.heap.insert(self.deadline, cx.waker());
-            return if self.key.is_some() { Poll::Pending } else { self.gone(cx) };
-        }
-        self.key = None;
+        ready!(self.timer.poll(self.deadline, cx.waker()))?;
         ready!(budget::poll_take(cx));
         Poll::Ready(Ok(()))
-    }
-
-    /// The runtime has ended. A task of its own is about to be dropped; whoever else waits has to hear of it.
-    #[cold]
-    fn gone(&self, cx: &Context<'_>) -> Poll<Result<(), Shut>> {
-        if self.heap.is_own(cx.waker()) { Poll::Pending } else { Poll::Ready(Err(Shut::Gone)) }
-    }
-
-    fn cancel(&mut self) {
-        if let Some(key) = self.key.take() {
-            drop(self.heap.timers.cancel(key));
-        }
     }
 }
 
@@ -130,12 +107,6 @@ impl Future for Sleep {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         self.poll_or_gone(cx).map(expect_runtime)
-    }
-}
-
-impl Drop for Sleep {
-    fn drop(&mut self) {
-        self.cancel();
     }
 }
 

@@ -1,4 +1,4 @@
-//! A P's timers: Go's runtime/time.go.
+//! Timers: Go's runtime/time.go.
 //!
 //! A heap of (when, which, generation) with lazy cancel: a cancelled entry stays in the heap, dead, until it comes to
 //! the top or until the dead outnumber the living (trap TM6), when one sweep takes them all out.
@@ -6,11 +6,14 @@
 use super::sync::Mutex;
 use super::sys;
 use super::wake_list::{Alarm, WakeList};
+use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::mem;
+use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Waker;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Later than any deadline.
 pub(crate) const NEVER: u64 = u64::MAX;
@@ -44,6 +47,35 @@ impl Clock {
     }
 }
 
+/// The same for one thread, and without sums: what lies two seconds ahead takes a comparison and the coarse clock.
+#[derive(Debug)]
+pub(crate) struct Horizon {
+    /// Has not come while the coarse clock is below `until`.
+    at: Cell<Instant>,
+    until: Cell<u64>,
+}
+
+impl Horizon {
+    pub(crate) fn new() -> Horizon {
+        Horizon { at: Cell::new(Instant::now()), until: Cell::new(0) }
+    }
+
+    #[inline]
+    pub(crate) fn has_come(&self, time: Instant) -> bool {
+        let ahead = time > self.at.get() && (sys::coarse_ns() < self.until.get() || time > self.look());
+        !ahead && time <= Instant::now()
+    }
+
+    /// The coarse clock is less than a second behind: as long as it shows less than one more, it is less than two from now.
+    #[cold]
+    fn look(&self) -> Instant {
+        const SECOND: Duration = Duration::from_secs(1);
+        self.until.set(sys::coarse_ns() + SECOND.as_nanos() as u64);
+        self.at.set(Instant::now() + 2 * SECOND);
+        self.at.get()
+    }
+}
+
 /// What happens when the time has come.
 #[derive(Debug)]
 pub(crate) enum What {
@@ -51,11 +83,12 @@ pub(crate) enum What {
     Alarm(Alarm),
 }
 
-/// A timer that was inserted. Firing and cancelling end it; the key then fits nothing.
+/// A timer that was inserted, or noted. Firing and cancelling end it; the key then fits nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Key {
     slot: u32,
-    generation: u32,
+    /// Not zero, so that an `Option` of a key takes no more room.
+    generation: NonZeroU32,
 }
 
 /// One heap, for any thread.
@@ -68,7 +101,7 @@ pub(crate) struct Timers {
 
 #[derive(Debug, Default)]
 struct Heap {
-    queue: BinaryHeap<Reverse<(u64, u32, u32)>>,
+    queue: BinaryHeap<Reverse<(u64, u32, NonZeroU32)>>,
     slots: Vec<Slot>,
     free: Vec<u32>,
     gone: bool,
@@ -76,7 +109,8 @@ struct Heap {
 
 #[derive(Debug)]
 struct Slot {
-    generation: u32,
+    generation: NonZeroU32,
+    /// `None` where it is free, and where it is claimed for a note.
     what: Option<What>,
 }
 
@@ -100,32 +134,27 @@ impl Timers {
             // `what` goes after the lock: a waker's drop may run anything (trap S18).
             return None;
         }
-        let slot = heap.free.pop().unwrap_or_else(|| {
-            heap.slots.push(Slot { generation: 0, what: None });
-            (heap.slots.len() - 1) as u32
-        });
-        let entry = &mut heap.slots[slot as usize];
-        entry.what = Some(what);
-        let generation = entry.generation;
-        heap.queue.push(Reverse((when, slot, generation)));
-        let earliest = when < self.next_when();
-        if earliest {
-            self.next_when.store(when, Ordering::Relaxed);
-        }
-        Some((Key { slot, generation }, earliest))
+        let key = heap.claim();
+        heap.fill(key, when, what);
+        Some((key, self.comes_first(when)))
     }
 
-    /// Sees to it that the timer wakes `waker`. False: it has fired.
+    /// Sees to it that the timer wakes `waker`. False: it has fired, or was only noted and ends here.
     pub(crate) fn refresh(&self, key: Key, waker: &Waker) -> bool {
-        match self.heap.lock().entry(key).map(|e| &e.what) {
-            None => return false,
-            Some(Some(What::Wake(old))) if old.will_wake(waker) => return true,
+        let mut heap = self.heap.lock();
+        match heap.entry(key).and_then(|entry| entry.what.as_ref()) {
+            Some(What::Wake(old)) if old.will_wake(waker) => return true,
             Some(_) => {}
+            None => {
+                heap.end(key);
+                return false;
+            }
         }
+        drop(heap);
         // A foreign waker's clone may run anything, and so may its drop, which comes after the lock's.
         let mut new = Some(What::Wake(waker.clone()));
         let mut heap = self.heap.lock();
-        heap.entry(key).map(|entry| std::mem::swap(&mut entry.what, &mut new)).is_some()
+        heap.entry(key).map(|entry| mem::swap(&mut entry.what, &mut new)).is_some()
     }
 
     /// Ends the timer. What it held, if it had not fired, is the caller's to drop.
@@ -174,19 +203,78 @@ impl Timers {
         heap.queue.clear();
         self.next_when.store(NEVER, Ordering::Relaxed);
     }
+
+    /// What is noted still is inserted, to wake `waker`, which is a task's of this runtime. As `insert`, with the time of the
+    /// first of them.
+    #[cold]
+    #[must_use]
+    pub(crate) fn file(&self, notes: &Notes, clock: Clock, waker: &Waker) -> Option<u64> {
+        let mut heap = self.heap.lock();
+        let mut places = notes.places.borrow_mut();
+        let used = notes.used.take();
+        if heap.gone {
+            places.clear();
+            return None;
+        }
+        let mut first = NEVER;
+        for (at, key) in &mut places[..used] {
+            let Some(at) = at.take() else { continue };
+            // Not if the sleep was taken to another thread meanwhile: that one has ended it.
+            if heap.entry(*key).is_some() {
+                let when = clock.when(at);
+                heap.fill(*key, when, What::Wake(waker.clone()));
+                first = first.min(when);
+            }
+            *key = heap.claim();
+        }
+        self.comes_first(first).then_some(first)
+    }
+
+    /// Makes room for one more note; always of the same heap.
+    #[cold]
+    pub(crate) fn make_room(&self, notes: &Notes) {
+        let mut heap = self.heap.lock();
+        if !heap.gone {
+            notes.places.borrow_mut().push((None, heap.claim()));
+        }
+    }
+
+    /// With the lock held: is it due before all others?
+    fn comes_first(&self, when: u64) -> bool {
+        let first = when < self.next_when();
+        if first {
+            self.next_when.store(when, Ordering::Relaxed);
+        }
+        first
+    }
 }
 
 impl Heap {
-    /// The slot behind a key, while the timer waits.
-    fn entry(&mut self, key: Key) -> Option<&mut Slot> {
-        self.slots.get_mut(key.slot as usize).filter(|s| s.generation == key.generation && s.what.is_some())
+    /// Takes a slot for a timer.
+    fn claim(&mut self) -> Key {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot { generation: NonZeroU32::MIN, what: None });
+            (self.slots.len() - 1) as u32
+        });
+        Key { slot, generation: self.slots[slot as usize].generation }
     }
 
-    /// Frees the slot behind a key; the entry in the queue is dead from then on.
+    /// What was claimed gets its timer.
+    fn fill(&mut self, key: Key, when: u64, what: What) {
+        self.slots[key.slot as usize].what = Some(what);
+        self.queue.push(Reverse((when, key.slot, key.generation)));
+    }
+
+    /// The slot behind a key, until the timer ends.
+    fn entry(&mut self, key: Key) -> Option<&mut Slot> {
+        self.slots.get_mut(key.slot as usize).filter(|s| s.generation == key.generation)
+    }
+
+    /// Frees the slot behind a key; its entry in the queue, if it has one, is dead from then on.
     fn end(&mut self, key: Key) -> Option<What> {
         let entry = self.entry(key)?;
         let what = entry.what.take();
-        entry.generation = entry.generation.wrapping_add(1);
+        entry.generation = entry.generation.checked_add(1).unwrap_or(NonZeroU32::MIN);
         self.free.push(key.slot);
         what
     }
@@ -196,11 +284,58 @@ impl Heap {
     }
 }
 
+/// So many timers are noted before they are filed.
+const NOTES: usize = 64;
+
+/// The timers that an M was told to wake the task for that it polls. While the poll lasts nobody could tell whether one of
+/// them has fired, so they need not be in the heap, and a note takes no lock.
+///
+/// Each has a key of the heap all the same, with a slot that was claimed for it: if the sleep is taken to another thread
+/// before the poll ends, that one finds the slot and ends the timer there, and `file` sees that.
+#[derive(Debug, Default)]
+pub(crate) struct Notes {
+    /// When each is due, unless it was crossed out, and its key. From `used` on: claimed for the next.
+    places: RefCell<Vec<(Option<Instant>, Key)>>,
+    used: Cell<usize>,
+}
+
+impl Notes {
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.used.get() == 0
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.used.get() == NOTES
+    }
+
+    /// Notes a timer: its place, and its key. `None`: there is no room.
+    #[inline]
+    pub(crate) fn add(&self, at: Instant) -> Option<(u16, Key)> {
+        let used = self.used.get();
+        let mut places = self.places.borrow_mut();
+        let place = places.get_mut(used)?;
+        place.0 = Some(at);
+        self.used.set(used + 1);
+        Some((used as u16, place.1))
+    }
+
+    /// Crosses a timer out. False: it is not noted here.
+    #[inline]
+    pub(crate) fn remove(&self, place: u16, key: Key) -> bool {
+        let mut places = self.places.borrow_mut();
+        let Some(note) = places.get_mut(place as usize).filter(|note| note.1 == key) else { return false };
+        note.0 = None;
+        self.used.set(places[..self.used.get()].iter().rposition(|(at, _)| at.is_some()).map_or(0, |last| last + 1));
+        true
+    }
+}
+
 #[cfg(all(test, not(gopark_loom)))]
 mod tests {
     use super::*;
-    use std::sync::Arc;
     use std::sync::atomic::AtomicUsize;
+    use std::sync::{Arc, LazyLock};
     use std::task::Wake;
 
     #[derive(Default)]
@@ -297,6 +432,67 @@ mod tests {
         assert!(timers.refresh(k, &new_waker));
         fire(&timers, 10);
         assert_eq!((old.0.load(Ordering::Relaxed), new.0.load(Ordering::Relaxed)), (0, 1));
+    }
+
+    static CLOCK: LazyLock<Clock> = LazyLock::new(Clock::new);
+
+    fn noted(notes: &Notes, timers: &Timers, when: u64) -> (u16, Key) {
+        let at = CLOCK.start + Duration::from_nanos(when);
+        notes.add(at).or_else(|| (timers.make_room(notes), notes.add(at)).1).unwrap()
+    }
+
+    /// Nothing is in the heap before it is filed, nor after it was crossed out, in whatever order.
+    #[test]
+    fn note_and_remove_and_file() {
+        let (timers, notes) = (Timers::new(), Notes::default());
+        let (count, waker) = counter();
+        for round in 1..=3 {
+            let keys: Vec<_> = (0..5).map(|n| noted(&notes, &timers, 10 * (5 - n))).collect();
+            assert_eq!(timers.next_when(), NEVER);
+            for n in [4, 1] {
+                assert!(notes.remove(keys[n].0, keys[n].1));
+            }
+            assert_eq!(timers.file(&notes, *CLOCK, &waker), Some(20));
+            assert!(notes.is_empty() && !notes.remove(keys[0].0, keys[0].1));
+            // What is filed is as what was inserted.
+            assert!(timers.cancel(keys[2].1).is_some());
+            assert_eq!(fire(&timers, 50), NEVER);
+            assert_eq!(count.0.load(Ordering::Relaxed), 2 * round);
+        }
+        // What is claimed for notes, and nothing else.
+        let heap = timers.heap.lock();
+        assert_eq!((heap.slots.len() - heap.free.len(), heap.queue.len()), (5, 0));
+        drop(waker);
+        assert_eq!(Arc::strong_count(&count), 1);
+    }
+
+    /// A noted sleep that another thread gets hold of before the poll ends is ended there.
+    #[test]
+    fn note_and_cancel_and_refresh_elsewhere() {
+        let (timers, notes) = (Timers::new(), Notes::default());
+        let ((mine, my_waker), (other, other_waker)) = (counter(), counter());
+        let keys = [30, 20, 10].map(|when| noted(&notes, &timers, when).1);
+        assert!(timers.cancel(keys[2]).is_none());
+        assert!(!timers.refresh(keys[1], &other_waker));
+        let _ = key(timers.insert(20, What::Wake(other_waker)));
+        assert_eq!(timers.file(&notes, *CLOCK, &my_waker), None);
+        assert!(!timers.refresh(keys[2], &my_waker));
+        assert_eq!(fire(&timers, 20), 30);
+        assert_eq!((mine.0.load(Ordering::Relaxed), other.0.load(Ordering::Relaxed)), (0, 1));
+    }
+
+    #[test]
+    fn note_and_shut() {
+        let (timers, notes) = (Timers::new(), Notes::default());
+        let (count, waker) = counter();
+        let (_, key) = noted(&notes, &timers, 10);
+        timers.shut(&mut WakeList::default());
+        assert!(!timers.refresh(key, &waker));
+        assert_eq!(timers.file(&notes, *CLOCK, &waker), None);
+        timers.make_room(&notes);
+        assert!(notes.add(Instant::now()).is_none());
+        drop(waker);
+        assert_eq!(Arc::strong_count(&count), 1);
     }
 
     #[test]

@@ -461,6 +461,123 @@ fn sleep_polled_by_a_foreign_executor() {
     });
 }
 
+/// Sleeps that leave the poll in which they were armed before it ends: another thread drops one, and waits for one, while
+/// the poll goes on; the rest end in time.
+#[test]
+fn sleep_polled_elsewhere_during_the_poll_that_armed_it() {
+    let _watchdog = watchdog(60);
+    let rt = runtime(1);
+    rt.run(async {
+        let start = Instant::now();
+        let mut sleeps: Vec<_> = (0..8).map(|n| sleep_until(start + (n % 4 + 1) * 3 * MS)).collect();
+        poll_fn(|cx| {
+            assert!(sleeps.iter_mut().all(|sleep| Pin::new(sleep).poll(cx).is_pending()));
+            let (dropped, waited) = (sleeps.pop().unwrap(), sleeps.remove(0));
+            thread::spawn(move || {
+                drop(dropped);
+                let deadline = waited.deadline();
+                futures::executor::block_on(waited);
+                assert!(Instant::now() >= deadline);
+            })
+            .join()
+            .unwrap();
+            // Back, and armed once more.
+            let mut back = sleeps.pop().unwrap();
+            thread::scope(|scope| {
+                scope.spawn(|| assert!(poll_once(&mut back).is_pending()));
+            });
+            assert!(Pin::new(&mut back).poll(cx).is_pending());
+            sleeps.push(back);
+            Poll::Ready(())
+        })
+        .await;
+        for sleep in sleeps {
+            sleep.await;
+        }
+    });
+}
+
+/// A sleep that is polled again and again in the poll that armed it ends in that poll, near or far: nothing else would end
+/// it there (`take_until` over a stream that is always ready).
+#[test]
+fn sleep_polled_again_in_the_poll_that_armed_it() {
+    let _watchdog = watchdog(60);
+    for workers in [1, 2] {
+        let rt = runtime(workers);
+        rt.run(async {
+            use futures::StreamExt;
+            for time in [MS, 2500 * MS] {
+                let start = Instant::now();
+                let taken = futures::stream::repeat(()).take_until(sleep(time)).count().await;
+                assert!(taken > 0 && start.elapsed() >= time);
+            }
+            // Its time is over while the thread is busy, with others noted before and after it.
+            let mut sleeps = [60_000, 3, 60_000].map(|ms| sleep(ms * MS));
+            let ready = poll_fn(|cx| {
+                let first: Vec<_> = sleeps.iter_mut().map(|s| Pin::new(s).poll(cx).is_ready()).collect();
+                thread::sleep(4 * MS);
+                let second: Vec<_> = sleeps.iter_mut().map(|s| Pin::new(s).poll(cx).is_ready()).collect();
+                Poll::Ready((first, second))
+            });
+            assert_eq!(ready.await, (vec![false; 3], vec![false, true, false]));
+        });
+    }
+}
+
+/// An armed sleep that leaves its task as the output waits for whoever gets it.
+#[test]
+fn sleep_that_is_the_output_of_its_task() {
+    let _watchdog = watchdog(60);
+    let rt = runtime(2);
+    rt.run(async {
+        for _ in 0..100 {
+            let task = gopark::spawn(async {
+                let mut sleep = sleep(MS);
+                poll_fn(|cx| Poll::Ready(Pin::new(&mut sleep).poll(cx).is_pending())).await;
+                [sleep]
+            });
+            let [sleep] = task.await.unwrap();
+            let deadline = sleep.deadline();
+            sleep.await;
+            assert!(Instant::now() >= deadline);
+        }
+    });
+}
+
+/// More sleeps in one poll than an M takes notes of, of which some are dropped there, and others later.
+#[test]
+fn many_sleeps_in_one_poll() {
+    let _watchdog = watchdog(60);
+    let rt = runtime(2);
+    rt.run(async {
+        let start = Instant::now();
+        let mut sleeps: Vec<_> = (0..1000).map(|n| sleep_until(start + Duration::from_micros(n * 7 % 5000))).collect();
+        for every in [5, 3] {
+            poll_fn(|cx| {
+                for sleep in &mut sleeps {
+                    let _ = Pin::new(sleep).poll(cx);
+                }
+                let mut n = 0;
+                sleeps.retain_mut(|sleep| {
+                    n += 1;
+                    if n % every == 1 {
+                        sleep.reset(start + MS);
+                        let _ = Pin::new(sleep).poll(cx);
+                    }
+                    n % every != 0
+                });
+                Poll::Ready(())
+            })
+            .await;
+        }
+        poll_fn(|cx| {
+            sleeps.retain_mut(|sleep| Pin::new(sleep).poll(cx).is_pending());
+            if sleeps.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    });
+}
+
 /// A sleep whose runtime is gone says so, whether it waited before or not; one whose time has come is ready.
 #[test]
 fn sleep_after_the_runtime() {

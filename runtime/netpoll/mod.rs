@@ -38,7 +38,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use until::PollUntil;
 
-/// One runtime's netpoller. Sockets and sleeps hold it, so that it outlives the runtime while they do.
+/// One runtime's netpoller. Sockets hold it, so that it outlives the runtime while they do.
 pub(crate) struct Netpoll {
     epoll: Epoll,
     table: Table,

@@ -67,7 +67,7 @@ impl Sched {
         self.netpoll.shut();
         let mut list = WakeList::default();
         for p in &self.ps {
-            p.timers.timers.shut(&mut list);
+            p.timers.shut(&mut list);
         }
         list.deliver();
     }

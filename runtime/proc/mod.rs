@@ -9,6 +9,7 @@
 
 mod end;
 mod find;
+mod sleep;
 mod wake;
 
 use super::budget;
@@ -21,7 +22,7 @@ use super::queue::{Global, Local, Remote};
 use super::stuck::StuckTask;
 use super::sync::Mutex;
 use super::task::{self, G, JoinHandle, OwnedTasks, TaskInfo};
-use super::timer::{Key, Timers, What};
+use super::timer::{Horizon, Notes, Timers};
 use super::wake_list::WakeList;
 use std::any::Any;
 use std::cell::{Cell, RefCell};
@@ -34,8 +35,8 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicUsize, Ordering}
 use std::sync::{Arc, Condvar, Weak};
 use std::task::Waker;
 use std::thread;
-use std::time::Instant;
 
+pub(crate) use sleep::Timer;
 use wake::Orders;
 pub(crate) use wake::without_p;
 
@@ -71,13 +72,15 @@ pub(crate) type StuckHook = Box<dyn Fn(&StuckTask) + Send + Sync>;
 /// One runtime: Go's `sched`, `allp` and `allm`.
 pub(crate) struct Sched {
     this: Weak<Sched>,
+    /// By which its timers know it.
+    number: u32,
     pub(crate) idle: Idle,
     pub(crate) global: Global,
     ps: Box<[P]>,
     /// What others see of each M; an M's id is its place here. It serves one thread after another.
     ms: Mutex<Vec<Arc<MShared>>>,
     /// What threads have left behind that had nothing to do for long, for the next ones.
-    spare: Mutex<Vec<(Arc<MShared>, Local)>>,
+    spare: Mutex<Vec<(Arc<MShared>, Local, Notes)>>,
     /// Closures of `spawn_blocking` that no thread has begun.
     blocking: Global,
     places: Places,
@@ -127,30 +130,7 @@ pub(crate) struct P {
     pub(crate) schedtick: AtomicU32,
     /// Sysmon asks the M to look at the clock, the network and the timers before its next task.
     pub(crate) attention: AtomicBool,
-    timers: Arc<TimerHeap>,
-}
-
-/// A heap of timers together with the poller that sleeps until the first of them. What a sleep holds.
-pub(crate) struct TimerHeap {
-    pub(crate) timers: Timers,
-    netpoll: Arc<Netpoll>,
-    sched: Weak<Sched>,
-}
-
-impl TimerHeap {
-    pub(crate) fn insert(&self, deadline: Instant, waker: &Waker) -> Option<Key> {
-        let when = self.netpoll.clock.when(deadline);
-        let (key, earliest) = self.timers.insert(when, What::Wake(waker.clone()))?;
-        if earliest {
-            self.netpoll.timer_added(when);
-        }
-        Some(key)
-    }
-
-    /// Does this waker belong to a task of the same runtime, which is dropped when that ends?
-    pub(crate) fn is_own(&self, waker: &Waker) -> bool {
-        task::from_waker(waker).is_some_and(|task| task.belongs_to(self.sched.as_ptr().cast()))
-    }
+    timers: Timers,
 }
 
 /// What others see of an M.
@@ -186,6 +166,13 @@ pub(crate) struct M {
     rng: Cell<u64>,
     /// Empty between uses; kept for its storage.
     list: RefCell<WakeList>,
+    /// The address of the task that it polls.
+    polled: Cell<*const ()>,
+    /// What that task sleeps for. Empty between polls.
+    notes: Notes,
+    horizon: Horizon,
+    /// Whose heap its timers go to: that of one P for life.
+    heap: PId,
 }
 
 thread_local! {
@@ -193,6 +180,7 @@ thread_local! {
 }
 
 /// The M that this thread is, if it is one.
+#[inline]
 fn current<R>(f: impl FnOnce(Option<&M>) -> R) -> R {
     // SAFETY: `M::main` sets the pointer for as long as its M lives, on this thread alone.
     f(unsafe { CURRENT.get().as_ref() })
@@ -203,10 +191,11 @@ impl Sched {
         let netpoll = Arc::new(Netpoll::new()?);
         Ok(Arc::new_cyclic(|this| Sched {
             this: this.clone(),
+            number: sleep::register(this),
             idle: Idle::new(procs),
             global: Global::default(),
             // One more than there are Ps: the last has timers only, for threads without a P.
-            ps: (0..=procs).map(|_| P::new(&netpoll, this)).collect(),
+            ps: (0..=procs).map(|_| P::new()).collect(),
             ms: Mutex::default(),
             spare: Mutex::default(),
             blocking: Global::default(),
@@ -264,19 +253,13 @@ impl Sched {
         &self.ps[..self.procs as usize]
     }
 
-    /// The heap for timers that the calling thread makes.
-    pub(crate) fn timer_heap(&self) -> &Arc<TimerHeap> {
-        let p = current(|m| m.filter(|m| m.owns(self)).and_then(|m| m.p.get()));
-        &self.ps[p.unwrap_or(self.procs) as usize].timers
-    }
-
     pub(crate) fn this(&self) -> Option<Arc<Sched>> {
         self.this.upgrade()
     }
 
     /// When the first timer of all is due.
     pub(crate) fn next_timer(&self) -> u64 {
-        let sleeps = self.ps.iter().map(|p| p.timers.timers.next_when());
+        let sleeps = self.ps.iter().map(|p| p.timers.next_when());
         sleeps.fold(self.netpoll.next_alarm(), u64::min)
     }
 
@@ -288,7 +271,7 @@ impl Sched {
     /// Ends every timer that is due.
     pub(crate) fn expire_timers(&self, now: u64, list: &mut WakeList) {
         for p in &self.ps {
-            p.timers.timers.expire(now, list);
+            p.timers.expire(now, list);
         }
         self.netpoll.ring_alarms(now, list);
     }
@@ -318,6 +301,7 @@ impl Sched {
     }
 
     /// The runtime whose thread this is, if it is one's.
+    #[inline]
     pub(crate) fn with_current<R>(f: impl FnOnce(Option<&Arc<Sched>>) -> R) -> R {
         current(|m| f(m.map(|m| &m.sched)))
     }
@@ -349,6 +333,11 @@ impl task::Schedule for Sched {
         &self.owned
     }
 
+    #[inline]
+    fn polled(&self, waker: &Waker) {
+        current(|m| m.into_iter().for_each(|m| m.file_notes(waker)));
+    }
+
     fn unjoined_panic(&self, info: &TaskInfo, payload: Box<dyn Any + Send>) {
         match &self.config.on_task_panic {
             Some(hook) => hook(info, &*payload),
@@ -361,14 +350,8 @@ impl task::Schedule for Sched {
 }
 
 impl P {
-    fn new(netpoll: &Arc<Netpoll>, sched: &Weak<Sched>) -> P {
-        let (timers, netpoll, sched) = (Timers::new(), netpoll.clone(), sched.clone());
-        P {
-            hold: Hold::new(),
-            schedtick: AtomicU32::new(0),
-            attention: AtomicBool::new(false),
-            timers: Arc::new(TimerHeap { timers, netpoll, sched }),
-        }
+    fn new() -> P {
+        P { hold: Hold::new(), schedtick: AtomicU32::new(0), attention: AtomicBool::new(false), timers: Timers::new() }
     }
 
     /// The queues of the M that holds it.
@@ -423,9 +406,10 @@ impl M {
     fn main(sched: Arc<Sched>, orders: Orders) {
         super::sys::set_timer_slack(1);
         let spare = sched.spare.lock().pop();
-        let (shared, local) = spare.unwrap_or_else(|| sched.new_m());
+        let (shared, local, notes) = spare.unwrap_or_else(|| sched.new_m());
         shared.thread.store(super::sys::thread_id(), Ordering::Relaxed);
         let rng = Cell::new(u64::from(shared.id) * 2 + 1);
+        let heap = shared.id % sched.procs;
         let m = M {
             sched,
             shared,
@@ -440,6 +424,10 @@ impl M {
             check: find::Check::default(),
             rng,
             list: RefCell::default(),
+            polled: Cell::new(ptr::null()),
+            notes,
+            horizon: Horizon::new(),
+            heap,
         };
         CURRENT.set(&m);
         if let Orders::Run(p) = orders {
@@ -458,8 +446,8 @@ impl M {
         let retired = m.end();
         CURRENT.set(ptr::null());
         if retired {
-            let M { sched, shared, local, .. } = m;
-            sched.spare.lock().push((shared, local));
+            let M { sched, shared, local, notes, .. } = m;
+            sched.spare.lock().push((shared, local, notes));
         }
     }
 
@@ -487,10 +475,12 @@ impl M {
         if told {
             self.shared.set_running(Some(g.info()));
         }
+        self.polled.set(g.address());
         let mut ran = task::Ran::Parked;
         if budget::with_budget(|| ran = g.run()) {
             self.check.soon();
         }
+        self.polled.set(ptr::null());
         if told {
             self.shared.set_running(None);
         }
@@ -547,11 +537,5 @@ impl M {
 impl fmt::Debug for Sched {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Sched").field("idle", &self.idle).field("global", &self.global.len()).finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for TimerHeap {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TimerHeap").finish_non_exhaustive()
     }
 }

@@ -7,6 +7,7 @@ use crate::runtime::queue::{self, Local};
 use crate::runtime::sync::Mutex;
 use crate::runtime::sys;
 use crate::runtime::task::{G, TaskInfo, quietly};
+use crate::runtime::timer::Notes;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -215,7 +216,7 @@ impl Sched {
     }
 
     /// The parts of an M that outlive its thread.
-    pub(super) fn new_m(&self) -> (Arc<MShared>, Local) {
+    pub(super) fn new_m(&self) -> (Arc<MShared>, Local, Notes) {
         let (local, remote) = queue::local();
         let mut ms = self.ms.lock();
         let shared = Arc::new(MShared {
@@ -227,7 +228,7 @@ impl Sched {
             orders: Mutex::new(Orders::Exit),
         });
         ms.push(shared.clone());
-        (shared, local)
+        (shared, local, Notes::default())
     }
 }
 

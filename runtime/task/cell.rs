@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 /// All that a task knows of its scheduler.
 ///
@@ -24,6 +24,9 @@ pub(crate) trait Schedule: Send + Sync + 'static {
 
     /// Where this scheduler's tasks are listed. Always the same.
     fn owned(&self) -> &OwnedTasks;
+
+    /// A poll is over, and the task still its thread's. The waker is the task's.
+    fn polled(&self, _waker: &Waker) {}
 
     /// A task has panicked, and nobody will learn of it from its `JoinHandle`.
     fn unjoined_panic(&self, info: &TaskInfo, payload: Payload);
@@ -99,16 +102,22 @@ where
                     Ok(()) => break Err(Failure::Cancelled),
                     Err(payload) => break Err(Failure::Panic(payload)),
                 },
-                // SAFETY: RUNNING is ours, and while it is the task lives.
-                Start::Poll => match unsafe { cell.poll(&mut Context::from_waker(&g::lent_waker(task))) } {
-                    Poll::Ready(result) => break result,
-                    Poll::Pending => match cell.header.state.idle() {
+                Start::Poll => {
+                    // SAFETY: RUNNING is ours, and while it is the task lives.
+                    let waker = unsafe { g::lent_waker(task) };
+                    // SAFETY: as above.
+                    let polled = unsafe { cell.poll(&mut Context::from_waker(&waker)) };
+                    cell.scheduler().polled(&waker);
+                    if let Poll::Ready(result) = polled {
+                        break result;
+                    }
+                    match cell.header.state.idle() {
                         Idle::Parked => return Ran::Parked,
                         // SAFETY: so `idle` says.
                         Idle::Notified => return Ran::Yielded(unsafe { G::from_raw(task) }),
                         Idle::Cancelled => continue,
-                    },
-                },
+                    }
+                }
             }
         };
         // SAFETY: RUNNING is still ours, and the future is dropped.

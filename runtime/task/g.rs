@@ -151,6 +151,11 @@ impl G {
         ptr::eq(self.header().scheduler, scheduler)
     }
 
+    /// To tell whether a waker is this task's.
+    pub(crate) fn address(&self) -> *const () {
+        self.0.as_ptr().cast()
+    }
+
     /// Whose it is; to be asked for before `run`.
     pub(crate) fn info(&self) -> TaskInfo {
         self.header().info
@@ -287,6 +292,11 @@ impl TaskRef<'_> {
             Notify::Submit => Some(G(self.task)),
             Notify::Nothing => None,
         }
+    }
+
+    /// As [`G::address`].
+    pub(crate) fn address(&self) -> *const () {
+        self.task.as_ptr().cast()
     }
 
     /// As [`G::belongs_to`].
