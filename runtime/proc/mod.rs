@@ -133,6 +133,11 @@ pub(crate) struct P {
     timers: Timers,
 }
 
+/// So many shards the list of tasks has for each P: who completes tasks stays out of the way of who spawns more.
+const SHARDS: usize = 4;
+/// So many references to its scheduler an M keeps for tasks to come.
+const SPARES: usize = 256;
+
 /// What others see of an M.
 pub(crate) struct MShared {
     pub(crate) id: MId,
@@ -166,6 +171,7 @@ pub(crate) struct M {
     rng: Cell<u64>,
     /// Empty between uses; kept for its storage.
     list: RefCell<WakeList>,
+    spares: RefCell<Vec<Arc<Sched>>>,
     /// The address of the task that it polls.
     polled: Cell<*const ()>,
     /// What that task sleeps for. Empty between polls.
@@ -203,7 +209,7 @@ impl Sched {
             blocking_refused: AtomicBool::new(false),
             blocking_late: AtomicBool::new(false),
             errands: Mutex::default(),
-            owned: OwnedTasks::new(procs as usize),
+            owned: OwnedTasks::new(SHARDS * procs as usize),
             netpoll,
             procs,
             config,
@@ -223,8 +229,7 @@ impl Sched {
         at: &'static Location<'static>,
     ) -> JoinHandle<F::Output> {
         current(|m| {
-            let shard = m.and_then(|m| m.p.get()).unwrap_or(self.procs);
-            let (g, handle) = task::spawn(future, self.clone(), shard, at);
+            let (g, handle) = task::spawn(future, m.and_then(|m| m.spare(self)).unwrap_or_else(|| self.clone()), at);
             match g {
                 Some(g) if blocking => self.submit_blocking(g),
                 Some(g) => self.ready_on(m, g),
@@ -333,6 +338,13 @@ impl task::Schedule for Sched {
         &self.owned
     }
 
+    fn give_back(this: Arc<Sched>) {
+        current(|m| match m {
+            Some(m) if ptr::eq(&*m.sched, &*this) => m.keep(this),
+            _ => drop(this),
+        });
+    }
+
     #[inline]
     fn polled(&self, waker: &Waker) {
         current(|m| m.into_iter().for_each(|m| m.file_notes(waker)));
@@ -424,6 +436,7 @@ impl M {
             check: find::Check::default(),
             rng,
             list: RefCell::default(),
+            spares: RefCell::default(),
             polled: Cell::new(ptr::null()),
             notes,
             horizon: Horizon::new(),
@@ -488,6 +501,20 @@ impl M {
             // One that has waited for this one, too: it may wait for many in turn, and find them done when it comes to run.
             self.sched.route(g, |g| self.requeue(g));
         }
+    }
+
+    /// An `Arc` for a new task, from one that was freed.
+    fn spare(&self, sched: &Sched) -> Option<Arc<Sched>> {
+        if ptr::eq(&*self.sched, sched) { self.spares.borrow_mut().pop() } else { None }
+    }
+
+    /// Keeps the `Arc` of a task that is freed, or lets go of many at once: all threads share the count.
+    fn keep(&self, sched: Arc<Sched>) {
+        let mut spares = self.spares.borrow_mut();
+        if spares.len() == SPARES {
+            spares.clear();
+        }
+        spares.push(sched);
     }
 
     /// Queues a task that was woken by this thread.

@@ -28,6 +28,11 @@ pub(crate) trait Schedule: Send + Sync + 'static {
     /// A poll is over, and the task still its thread's. The waker is the task's.
     fn polled(&self, _waker: &Waker) {}
 
+    /// The `Arc` of a task that is freed.
+    fn give_back(this: Arc<Self>) {
+        drop(this);
+    }
+
     /// A task has panicked, and nobody will learn of it from its `JoinHandle`.
     fn unjoined_panic(&self, info: &TaskInfo, payload: Payload);
 }
@@ -70,14 +75,13 @@ where
 
     /// A task whose `G` and `JoinHandle` the caller has to make; and whether it is in its scheduler's list, which may be
     /// closed. The list's reference is counted in any case, as is the handle's.
-    pub(super) fn alloc(future: F, scheduler: Arc<S>, info: TaskInfo, shard: u32) -> (NonNull<Header>, bool) {
+    pub(super) fn alloc(future: F, scheduler: Arc<S>, info: TaskInfo) -> (NonNull<Header>, bool) {
         let header = Header {
             state: State::new(),
             vtable: &Self::VTABLE,
             queue_next: UnsafeCell::new(None),
             scheduler: Arc::into_raw(scheduler).cast(),
             info,
-            shard,
             place: UnsafeCell::new(None),
             join_waker: UnsafeCell::new(None),
         };
@@ -248,7 +252,7 @@ where
         // SAFETY: as above.
         cell.header.join_waker.with_mut(|slot| debug_assert!(unsafe { &*slot }.is_none()));
         // SAFETY: it is from the `Arc::into_raw` in `alloc`, and given back once.
-        drop(unsafe { Arc::from_raw(cell.header.scheduler.cast::<S>()) });
+        S::give_back(unsafe { Arc::from_raw(cell.header.scheduler.cast()) });
     }
 }
 

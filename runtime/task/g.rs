@@ -23,7 +23,6 @@ pub(crate) struct Header {
     /// The task's scheduler (`Arc::into_raw`); its address tells one runtime's tasks from another's.
     pub(super) scheduler: *const (),
     pub(super) info: TaskInfo,
-    pub(super) shard: u32,
     /// Where it is in its shard of the owned list, counted from one.
     pub(super) place: UnsafeCell<Option<NonZeroU32>>,
     pub(super) join_waker: UnsafeCell<Option<Waker>>,
@@ -360,10 +359,11 @@ unsafe fn drop_waker(data: *const ()) {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct TaskId(u64);
 
+/// So many numbers go to a thread at a time, so that spawning threads do not meet: Go's `goidcache`.
+const BLOCK: u64 = 64;
+
 impl TaskId {
-    /// From the thread's block of numbers, so that spawning threads do not meet: Go's `goidcache`.
     pub(super) fn next() -> TaskId {
-        const BLOCK: u64 = 64;
         static BLOCKS: AtomicU64 = AtomicU64::new(0);
         thread_local!(static USED: std::cell::Cell<u64> = const { std::cell::Cell::new(0) });
         USED.with(|used| {
@@ -374,6 +374,11 @@ impl TaskId {
             used.set(last + 1);
             TaskId(last + 1)
         })
+    }
+
+    /// Of which block it is.
+    pub(super) fn block(self) -> u64 {
+        (self.0 - 1) / BLOCK
     }
 }
 

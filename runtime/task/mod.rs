@@ -21,7 +21,7 @@
 //! | field | who may touch it, and when |
 //! |---|---|
 //! | `state` | anyone with a reference, or the `G`, or RUNNING; by its methods |
-//! | `vtable`, `scheduler`, `info`, `shard` | the same, to read |
+//! | `vtable`, `scheduler`, `info` | the same, to read |
 //! | `queue_next` | who holds the `G`, or the list that it is in |
 //! | `place` | who has the lock of the task's shard of `OwnedTasks` |
 //! | `stage`, not COMPLETE | who set RUNNING (`start`) |
@@ -65,12 +65,9 @@ use std::sync::Arc;
 
 /// Makes a task: Go's `newproc1`. The caller queues the `G`. `None`: the scheduler's `OwnedTasks` is closed, the future is
 /// already dropped, on this thread, and the handle resolves to a cancelled [`JoinError`].
-///
-/// `shard` is any number; spawners with different ones do not meet at a lock.
 pub(crate) fn spawn<F, S>(
     future: F,
     scheduler: Arc<S>,
-    shard: u32,
     spawned_at: &'static Location<'static>,
 ) -> (Option<G>, JoinHandle<F::Output>)
 where
@@ -78,7 +75,7 @@ where
     S: Schedule,
 {
     let info = TaskInfo { id: g::TaskId::next(), spawned_at };
-    let (task, listed) = Cell::alloc(future, scheduler, info, shard);
+    let (task, listed) = Cell::alloc(future, scheduler, info);
     // SAFETY: the task is new; its JoinHandle and its G are made here and nowhere else, and its output is F's.
     let (join, g) = unsafe { (JoinHandle::new(task), G::from_raw(task)) };
     if listed {

@@ -1,7 +1,9 @@
 //! Every task that is spawned and not complete: Go's `allgs`, but a task leaves it, and it can be closed.
 //!
 //! The list exists for shutdown: a task that waits for ever is in no queue, and its future has to be dropped all the same.
-//! It costs a spawn and a completion one lock each, of a shard that the spawner picks: with a P's number, its own.
+//! It costs a spawn and a completion one lock each, of a shard that the task's number says. Numbers come to a thread in
+//! blocks, and a block has one shard: so threads that spawn do not meet there, and who completes tasks that another spawned
+//! is at work on older blocks, not at the lock, nor among the headers, where that one is.
 //!
 //! # Shutdown
 //! ```text
@@ -132,7 +134,7 @@ impl OwnedTasks {
     }
 
     fn shard(&self, task: &Header) -> &Mutex<List> {
-        &self.shards[task.shard as usize & (self.shards.len() - 1)].0
+        &self.shards[task.info.id.block() as usize & (self.shards.len() - 1)].0
     }
 }
 

@@ -14,7 +14,9 @@ pub(crate) struct Rig {
 
 impl Rig {
     pub(crate) fn new() -> Arc<Rig> {
-        Arc::new(Rig { owned: OwnedTasks::new(2), queue: Mutex::default(), unjoined: std::sync::Mutex::default() })
+        // Which of several a task is in depends on its number, and numbers do not begin anew with each run of a model.
+        let shards = if cfg!(gopark_loom) { 1 } else { 2 };
+        Arc::new(Rig { owned: OwnedTasks::new(shards), queue: Mutex::default(), unjoined: std::sync::Mutex::default() })
     }
 
     /// Spawns without queueing.
@@ -23,7 +25,7 @@ impl Rig {
     where
         F: Future<Output: Send> + Send + 'static,
     {
-        spawn(future, self.clone(), 1, Location::caller())
+        spawn(future, self.clone(), Location::caller())
     }
 
     #[track_caller]
