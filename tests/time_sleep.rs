@@ -7,6 +7,7 @@ use gopark::time::{MissedTick, Sleep, interval, interval_at, sleep, sleep_until,
 use gopark::{Builder, Runtime};
 use std::future::{pending, poll_fn, ready};
 use std::io;
+use std::mem;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::channel;
@@ -469,10 +470,13 @@ fn sleep_polled_elsewhere_during_the_poll_that_armed_it() {
     let rt = runtime(1);
     rt.run(async {
         let start = Instant::now();
-        let mut sleeps: Vec<_> = (0..8).map(|n| sleep_until(start + (n % 4 + 1) * 3 * MS)).collect();
+        let mut near: Vec<_> = (1..5).map(|n| sleep_until(start + n * 3 * MS)).collect();
+        let [mut dropped, mut back] = [sleep_until(start + HOUR), sleep_until(start + HOUR)];
         poll_fn(|cx| {
-            assert!(sleeps.iter_mut().all(|sleep| Pin::new(sleep).poll(cx).is_pending()));
-            let (dropped, waited) = (sleeps.pop().unwrap(), sleeps.remove(0));
+            // Near ones may be ready by now, where the machine is busy.
+            near.iter_mut().for_each(|sleep| drop(Pin::new(sleep).poll(cx)));
+            assert!(Pin::new(&mut dropped).poll(cx).is_pending() && Pin::new(&mut back).poll(cx).is_pending());
+            let (dropped, waited) = (mem::replace(&mut dropped, sleep_until(start)), near.pop().unwrap());
             thread::spawn(move || {
                 drop(dropped);
                 let deadline = waited.deadline();
@@ -482,16 +486,14 @@ fn sleep_polled_elsewhere_during_the_poll_that_armed_it() {
             .join()
             .unwrap();
             // Back, and armed once more.
-            let mut back = sleeps.pop().unwrap();
             thread::scope(|scope| {
                 scope.spawn(|| assert!(poll_once(&mut back).is_pending()));
             });
             assert!(Pin::new(&mut back).poll(cx).is_pending());
-            sleeps.push(back);
             Poll::Ready(())
         })
         .await;
-        for sleep in sleeps {
+        for sleep in near {
             sleep.await;
         }
     });
@@ -502,24 +504,24 @@ fn sleep_polled_elsewhere_during_the_poll_that_armed_it() {
 #[test]
 fn sleep_polled_again_in_the_poll_that_armed_it() {
     let _watchdog = watchdog(60);
-    for workers in [1, 2] {
+    for (workers, times) in [(1, vec![MS, 2200 * MS]), (2, vec![MS])] {
         let rt = runtime(workers);
-        rt.run(async {
+        rt.run(async move {
             use futures::StreamExt;
-            for time in [MS, 2500 * MS] {
+            for time in times {
                 let start = Instant::now();
                 let taken = futures::stream::repeat(()).take_until(sleep(time)).count().await;
                 assert!(taken > 0 && start.elapsed() >= time);
             }
             // Its time is over while the thread is busy, with others noted before and after it.
-            let mut sleeps = [60_000, 3, 60_000].map(|ms| sleep(ms * MS));
+            let mut sleeps = [HOUR, 3 * MS, HOUR].map(sleep);
             let ready = poll_fn(|cx| {
-                let first: Vec<_> = sleeps.iter_mut().map(|s| Pin::new(s).poll(cx).is_ready()).collect();
+                let mut ready = || sleeps.iter_mut().map(|s| Pin::new(s).poll(cx).is_ready()).collect::<Vec<_>>();
+                ready();
                 thread::sleep(4 * MS);
-                let second: Vec<_> = sleeps.iter_mut().map(|s| Pin::new(s).poll(cx).is_ready()).collect();
-                Poll::Ready((first, second))
+                Poll::Ready(ready())
             });
-            assert_eq!(ready.await, (vec![false; 3], vec![false, true, false]));
+            assert_eq!(ready.await, [false, true, false]);
         });
     }
 }
@@ -541,6 +543,48 @@ fn sleep_that_is_the_output_of_its_task() {
             sleep.await;
             assert!(Instant::now() >= deadline);
         }
+    });
+}
+
+/// A task that is dropped arms a sleep for itself, with the waker that it kept: no business of the task polled next.
+#[test]
+fn sleep_armed_by_a_task_that_is_dropped() {
+    struct Armed(Option<Waker>, std::sync::mpsc::Sender<Sleep>);
+    impl Future for Armed {
+        type Output = ();
+        fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+            self.0 = Some(cx.waker().clone());
+            Poll::Pending
+        }
+    }
+    impl Drop for Armed {
+        fn drop(&mut self) {
+            let mut sleep = sleep(2 * MS);
+            assert!(Pin::new(&mut sleep).poll(&mut Context::from_waker(&self.0.take().unwrap())).is_pending());
+            self.1.send(sleep).unwrap();
+        }
+    }
+    let _watchdog = watchdog(60);
+    let rt = runtime(1);
+    let (sender, kept) = channel();
+    rt.run(async move {
+        let armed = gopark::spawn(Armed(None, sender));
+        gopark::yield_now().await;
+        let polls = Arc::new(AtomicUsize::new(0));
+        let counted = polls.clone();
+        let next = gopark::spawn(poll_fn(move |_| {
+            counted.fetch_add(1, SeqCst);
+            Poll::<()>::Pending
+        }));
+        // Takes the place of the one that was spawned, which comes right behind it.
+        armed.abort();
+        while polls.load(SeqCst) == 0 {
+            gopark::yield_now().await;
+        }
+        let kept = kept.recv().unwrap();
+        sleep_until(kept.deadline() + 5 * MS).await;
+        assert_eq!(polls.load(SeqCst), 1);
+        drop(next);
     });
 }
 

@@ -174,7 +174,7 @@ pub(crate) struct M {
     spares: RefCell<Vec<Arc<Sched>>>,
     /// The address of the task that it polls.
     polled: Cell<*const ()>,
-    /// What that task sleeps for. Empty between polls.
+    /// What that task sleeps for. Empty but in a poll.
     notes: Notes,
     horizon: Horizon,
     /// Whose heap its timers go to: that of one P for life.
@@ -347,7 +347,8 @@ impl task::Schedule for Sched {
 
     #[inline]
     fn polled(&self, waker: &Waker) {
-        current(|m| m.into_iter().for_each(|m| m.file_notes(waker)));
+        // Not for a task that is cancelled in the poll of another.
+        current(|m| m.filter(|m| m.polled.get() == waker.data()).into_iter().for_each(|m| m.end_poll(waker)));
     }
 
     fn unjoined_panic(&self, info: &TaskInfo, payload: Box<dyn Any + Send>) {
@@ -493,7 +494,6 @@ impl M {
         if budget::with_budget(|| ran = g.run()) {
             self.check.soon();
         }
-        self.polled.set(ptr::null());
         if told {
             self.shared.set_running(None);
         }

@@ -75,14 +75,17 @@ impl Timer {
 
     #[inline]
     fn poll_on(&mut self, sched: &Sched, m: Option<&M>, at: Instant, waker: &Waker) -> Poll<Result<(), Shut>> {
+        let mut horizon = m.map(|m| &m.horizon);
         // A note cannot fire: it is crossed out, and made anew below.
         if let Some(key) = self.key.filter(|_| !self.cross_out(m)) {
             if sched.ps[self.heap as usize].timers.refresh(key, waker) {
                 return Poll::Pending;
             }
+            // What has fired has done so by the exact clock.
+            horizon = None;
         }
         self.key = None;
-        if m.map_or_else(|| at <= Instant::now(), |m| m.horizon.has_come(at)) {
+        if horizon.map_or_else(|| at <= Instant::now(), |horizon| horizon.has_come(at)) {
             return Poll::Ready(Ok(()));
         }
         if m.is_some_and(|m| m.note(self, at, waker)) { Poll::Pending } else { self.insert(sched, m, at, waker) }
@@ -162,9 +165,16 @@ impl M {
         self.notes.add(at)
     }
 
-    /// What is noted still becomes known to all: `waker`'s task has been polled.
+    /// `waker`'s task has been polled.
     #[inline]
-    pub(super) fn file_notes(&self, waker: &Waker) {
+    pub(super) fn end_poll(&self, waker: &Waker) {
+        self.polled.set(ptr::null());
+        self.file_notes(waker);
+    }
+
+    /// What is noted still becomes known to all.
+    #[inline]
+    fn file_notes(&self, waker: &Waker) {
         if !self.notes.is_empty() {
             let netpoll = &self.sched.netpoll;
             let first = self.sched.ps[self.heap as usize].timers.file(&self.notes, netpoll.clock, waker);

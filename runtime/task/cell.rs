@@ -25,7 +25,7 @@ pub(crate) trait Schedule: Send + Sync + 'static {
     /// Where this scheduler's tasks are listed. Always the same.
     fn owned(&self) -> &OwnedTasks;
 
-    /// A poll is over, and the task still its thread's. The waker is the task's.
+    /// The task, whose waker this is, is its thread's still, and not polled any more: what follows is no poll.
     fn polled(&self, _waker: &Waker) {}
 
     /// The `Arc` of a task that is freed.
@@ -99,17 +99,20 @@ where
     unsafe fn run(task: NonNull<Header>) -> Ran {
         // SAFETY: the caller's G keeps the task; after `idle` has given that up, `cell` is not used any more.
         let cell = unsafe { task.cast::<Self>().as_ref() };
+        // SAFETY: used only while RUNNING is ours, and so the task lives.
+        let waker = unsafe { g::lent_waker(task) };
         let result = loop {
             match cell.header.state.start() {
-                // SAFETY: RUNNING is ours.
-                Start::Drop => match unsafe { cell.drop_future() } {
-                    Ok(()) => break Err(Failure::Cancelled),
-                    Err(payload) => break Err(Failure::Panic(payload)),
-                },
+                Start::Drop => {
+                    cell.scheduler().polled(&waker);
+                    // SAFETY: RUNNING is ours.
+                    match unsafe { cell.drop_future() } {
+                        Ok(()) => break Err(Failure::Cancelled),
+                        Err(payload) => break Err(Failure::Panic(payload)),
+                    }
+                }
                 Start::Poll => {
-                    // SAFETY: RUNNING is ours, and while it is the task lives.
-                    let waker = unsafe { g::lent_waker(task) };
-                    // SAFETY: as above.
+                    // SAFETY: RUNNING is ours.
                     let polled = unsafe { cell.poll(&mut Context::from_waker(&waker)) };
                     cell.scheduler().polled(&waker);
                     if let Poll::Ready(result) = polled {
