@@ -13,14 +13,13 @@
 //! ```
 
 use super::poll_fd::PollFd;
-use super::socket::HasFd;
+use super::socket::{self, HasFd};
 use super::splice::{self, Pipe, User};
 use super::split::{OwnedReadHalf, OwnedWriteHalf, ReadHalf, WriteHalf};
 use super::tcp::TcpStream;
 use super::unix::UnixStream;
 use crate::runtime::budget;
 use crate::runtime::poll_gate::{Gate, Side, Ticket};
-use socket2::SockRef;
 use std::cell::Cell;
 use std::fmt;
 use std::fs::File;
@@ -191,7 +190,7 @@ impl Future for CopyBidirectional<'_> {
                 ended = false;
             } else if !std::mem::replace(&mut flow.is_shut, true) {
                 // It fails where the other end is gone already, and for what knows no half-close.
-                let _ = SockRef::from(flow.to).shutdown(Shutdown::Write);
+                let _ = socket::shutdown(flow.to, Shutdown::Write);
             }
         }
         if ended { Poll::Ready(Ok(self.copied())) } else { Poll::Pending }

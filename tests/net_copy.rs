@@ -585,6 +585,22 @@ fn bidirectional_bulk_with_half_closes() {
     assert_eq!(pipes(), 0);
 }
 
+/// A Unix socket makes no edge of a shutdown for a write that waits for room: whoever waits there is told.
+#[test]
+fn half_close_and_a_write_that_waits() {
+    let _alone = alone(20);
+    runtime(1).run(async {
+        let ((front, client), (back, _server)) = (unix().await, unix().await);
+        while back.try_write(&[0; 65536]).is_ok() {}
+        let mut write = Box::pin(back.write_all(b"x"));
+        assert!(is_pending(&mut write).await);
+        drop(client);
+        let mut copy = Box::pin(copy_bidirectional(&front, &back));
+        assert!(is_pending(&mut copy).await);
+        assert_eq!(kind(write.await), ErrorKind::BrokenPipe);
+    });
+}
+
 /// A direction that never waits leaves the other its turns.
 #[test]
 fn endless_one_way_and_a_word_the_other() {
