@@ -152,7 +152,7 @@ pub(crate) fn recv_many<A: Addr>(
     let mut headers = names.each_mut().map(|name| {
         let iov = bufs.get_mut(count).map_or(ptr::null(), |buf| (&raw mut *buf).cast_const().cast());
         count += 1;
-        libc::mmsghdr { msg_hdr: header(name, name.size_of(), iov, 1), msg_len: 0 }
+        libc::mmsghdr { msg_hdr: header(&raw mut *name, name.size_of(), iov, 1), msg_len: 0 }
     });
     let len = bufs.len().min(DATAGRAMS) as libc::c_uint;
     let (fd, headers_ptr) = (socket.as_raw_fd(), headers.as_mut_ptr());
