@@ -199,16 +199,13 @@ fn is_self_connected(stream: &TcpStream, addr: SocketAddr) -> bool {
 /// Waits until a connect that is in progress is done. Readiness alone proves nothing (trap P17): without an error there
 /// must be a peer.
 async fn connected(fd: &Fd<TcpStream>) -> io::Result<()> {
-    loop {
-        fd.ready(Side::Write).await?;
-        if let Some(error) = fd.io().take_error()? {
-            return Err(error);
-        }
-        match fd.io().peer_addr() {
-            Err(e) if e.kind() == io::ErrorKind::NotConnected => fd.forget_ready(Side::Write),
-            result => return result.map(drop),
-        }
-    }
+    let look = |_: BorrowedFd<'_>| match (fd.io().take_error()?, fd.io().peer_addr()) {
+        (Some(error), _) => Err(error),
+        (None, Err(e)) if e.kind() == io::ErrorKind::NotConnected => Err(io::ErrorKind::WouldBlock.into()),
+        (None, peer) => Ok((peer?, ())),
+    };
+    // An edge that comes during the look counts, as in any operation.
+    fd.io_op(Side::Write, 0, look).await.map(drop)
 }
 
 #[cfg(test)]

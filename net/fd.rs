@@ -212,12 +212,6 @@ impl Gate {
         })
     }
 
-    /// What `ready` saw was spurious: the next edge counts.
-    pub(crate) fn forget_ready(&self, side: Side) {
-        // Begun and never finished is as if a call had ended in EAGAIN.
-        let _ = self.begin(side);
-    }
-
     /// Sends all of `buf`, under the lock that keeps every other `write_all` of the socket from it until then. Both waits,
     /// for the lock and for room, are one future: half as large as one for each in an `async fn`.
     pub(crate) fn write_all<'a>(&'a self, mut buf: &'a [u8]) -> impl Future<Output = io::Result<()>> {
