@@ -143,59 +143,47 @@ pub(crate) fn epoll_del(ep: BorrowedFd<'_>, fd: BorrowedFd<'_>) -> io::Result<()
     check(result.into()).map(drop)
 }
 
-/// One batch of events, as the kernel writes them.
-pub(crate) struct Events {
-    buf: Box<[libc::epoll_event]>,
-    len: usize,
-}
+/// One batch of events; there is room for as many as its capacity says.
+pub(crate) type Events = Vec<libc::epoll_event>;
 
-impl Events {
-    pub(crate) fn with_capacity(n: usize) -> Self {
-        Events { buf: vec![libc::epoll_event { events: 0, u64: 0 }; n].into(), len: 0 }
-    }
-
-    /// (event mask, the u64 given at registration) of each event.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
-        self.buf[..self.len].iter().map(|e| (e.events, e.u64))
-    }
-
-    fn fill(&mut self, result: libc::c_long) -> io::Result<usize> {
-        self.len = 0;
-        match check(result) {
-            Ok(n) => self.len = n as usize,
-            // A signal is no news (trap P20): the caller sees an empty batch.
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-        Ok(self.len)
-    }
+/// # Safety
+/// The kernel has written as many events into the batch as `result` says.
+unsafe fn fill(events: &mut Events, result: libc::c_long) -> io::Result<()> {
+    events.clear();
+    let n = match check(result) {
+        // A signal is no news (trap P20): the caller sees an empty batch.
+        Err(e) if e.kind() == io::ErrorKind::Interrupted => 0,
+        n => n?,
+    };
+    // SAFETY: the caller's promise.
+    unsafe { events.set_len(n as usize) };
+    Ok(())
 }
 
 /// epoll_wait(2): `timeout_ms` is -1 to wait for ever, 0 not to wait.
-pub(crate) fn epoll_wait(ep: BorrowedFd<'_>, events: &mut Events, timeout_ms: i32) -> io::Result<usize> {
-    let max = events.buf.len() as libc::c_int;
-    // SAFETY: the kernel writes at most `max` events into a buffer of that size.
-    let n = unsafe { libc::epoll_wait(ep.as_raw_fd(), events.buf.as_mut_ptr(), max, timeout_ms) };
-    events.fill(n.into())
+pub(crate) fn epoll_wait(ep: BorrowedFd<'_>, events: &mut Events, timeout_ms: i32) -> io::Result<()> {
+    let (room, max) = (events.as_mut_ptr(), events.capacity() as libc::c_int);
+    // SAFETY: the kernel writes at most `max` events, for which there is room, and says how many.
+    unsafe { fill(events, libc::epoll_wait(ep.as_raw_fd(), room, max, timeout_ms).into()) }
 }
 
 /// epoll_pwait2(2) (Linux 5.11): a timeout in nanoseconds. By number, since C libraries learned of it late.
-pub(crate) fn epoll_pwait2(ep: BorrowedFd<'_>, events: &mut Events, timeout: Duration) -> io::Result<usize> {
-    let ts = timespec(timeout);
-    // SAFETY: the kernel writes at most that many events into the buffer, reads `ts` during the call, and takes a
+pub(crate) fn epoll_pwait2(ep: BorrowedFd<'_>, events: &mut Events, timeout: Duration) -> io::Result<()> {
+    let (ep_fd, ts, mask) = (ep.as_raw_fd(), timespec(timeout), std::ptr::null::<libc::sigset_t>());
+    let (room, max) = (events.as_mut_ptr(), events.capacity());
+    // SAFETY: the kernel writes at most `max` events, for which there is room, reads `ts` during the call, and takes a
     // null signal mask as none.
-    let n = unsafe {
-        libc::syscall(
-            libc::SYS_epoll_pwait2,
-            ep.as_raw_fd(),
-            events.buf.as_mut_ptr(),
-            events.buf.len(),
-            &raw const ts,
-            std::ptr::null::<libc::sigset_t>(),
-            0usize,
-        )
-    };
-    events.fill(n)
+    let n = unsafe { libc::syscall(libc::SYS_epoll_pwait2, ep_fd, room, max, &raw const ts, mask, 0usize) };
+    // EPERM: seccomp filters that are older than the call, as old container runtimes have them.
+    if n == -1 && matches!(io::Error::last_os_error().raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) {
+        // An epoll instance is readable while it has events. Whatever ends the wait, the next call looks.
+        let mut readable = libc::pollfd { fd: ep_fd, events: libc::POLLIN, revents: 0 };
+        // SAFETY: one pollfd, which outlives the call, as `ts` does; the mask as above.
+        unsafe { libc::ppoll(&mut readable, 1, &raw const ts, mask) };
+        return epoll_wait(ep, events, 0);
+    }
+    // SAFETY: that call has said how many there are.
+    unsafe { fill(events, n) }
 }
 
 /// Writes a line on stderr if there is room for it: no lock of std's, no panic, and no wait unless another writer takes that
@@ -221,21 +209,6 @@ pub(crate) fn eventfd_signal(fd: BorrowedFd<'_>) -> io::Result<()> {
     let one = 1u64;
     // SAFETY: eight readable bytes. Only a write that waits could be interrupted.
     check(unsafe { libc::write(fd.as_raw_fd(), (&raw const one).cast(), 8) } as libc::c_long).map(drop)
-}
-
-/// timerfd_create(2) on the monotonic clock, not blocking.
-pub(crate) fn timerfd() -> io::Result<OwnedFd> {
-    // SAFETY: takes no pointer.
-    owned(unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_CLOEXEC | libc::TFD_NONBLOCK) })
-}
-
-/// timerfd_settime(2): one expiry after `after`, in place of any earlier setting.
-pub(crate) fn timerfd_set(fd: BorrowedFd<'_>, after: Duration) -> io::Result<()> {
-    // A zero would disarm it.
-    let it_value = timespec(after.max(Duration::from_nanos(1)));
-    let spec = libc::itimerspec { it_interval: timespec(Duration::ZERO), it_value };
-    // SAFETY: `spec` outlives the call; no old value is asked for.
-    check(unsafe { libc::timerfd_settime(fd.as_raw_fd(), 0, &spec, std::ptr::null_mut()) }.into()).map(drop)
 }
 
 /// prctl(2) PR_SET_TIMERSLACK: how late the kernel may wake this thread, 50 us unless told.

@@ -235,7 +235,7 @@ fn ten_thousand_connections() {
     drop(warm);
     collect_queues();
     let before = LIVE.load(SeqCst);
-    // The runtime's own: an epoll and an eventfd, and a timerfd on an old kernel.
+    // The runtime's own: an epoll and an eventfd.
     let others = open_fds();
     let runtime = runtime(2);
     let own = open_fds() - others;

@@ -7,7 +7,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 const BREAK: Token = Token { index: MAX_INDEX, fdseq: 0 };
-const TIMER: Token = Token { index: MAX_INDEX + 1, fdseq: 0 };
 
 /// Registered once, never modified. PRI: an urgent mark cuts a read short and makes no other edge (trap P25).
 const INTEREST: u32 = (libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLPRI | libc::EPOLLET) as u32;
@@ -18,14 +17,6 @@ const CUT: u32 = (libc::EPOLLRDHUP | libc::EPOLLPRI) as u32 | HANGUP;
 
 /// Events taken by one call. A slot that was touched at the harvest is still in the cache when its task runs.
 const BATCH: usize = 64;
-
-/// How long a poll may last.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Wait {
-    No,
-    For(Duration),
-    Ever,
-}
 
 /// One event, in the netpoller's words.
 #[derive(Debug, Clone, Copy)]
@@ -43,28 +34,13 @@ pub(crate) struct Epoll {
     /// Go's `netpollEventFd`. Registered edge-triggered and never read: every write to an eventfd wakes its waiters
     /// anew (eventfd_signal in fs/eventfd.c), and at one write a nanosecond the counter is full after 584 years.
     event: OwnedFd,
-    /// On kernels without epoll_pwait2 (before 5.11): the timer that ends a wait, to the nanosecond (trap TM4). Made at
-    /// once, since it must not fail for want of a descriptor when a server that has none left wants to sleep.
-    timer: Option<OwnedFd>,
 }
 
 impl Epoll {
     pub(crate) fn new() -> io::Result<Self> {
         let (ep, event) = (sys::epoll_create()?, sys::eventfd()?);
         sys::epoll_add(ep.as_fd(), event.as_fd(), (libc::EPOLLIN | libc::EPOLLET) as u32, BREAK.pack())?;
-        let timer = match sys::epoll_pwait2(ep.as_fd(), &mut Events::with_capacity(1), Duration::ZERO) {
-            // EPERM: seccomp filters that are older than the call, as old container runtimes have them.
-            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => {
-                let timer = sys::timerfd()?;
-                sys::epoll_add(ep.as_fd(), timer.as_fd(), (libc::EPOLLIN | libc::EPOLLET) as u32, TIMER.pack())?;
-                Some(timer)
-            }
-            result => {
-                result?;
-                None
-            }
-        };
-        Ok(Epoll { ep, event, timer })
+        Ok(Epoll { ep, event })
     }
 
     pub(crate) fn buffer() -> Events {
@@ -84,25 +60,23 @@ impl Epoll {
         sys::eventfd_signal(self.event.as_fd())
     }
 
-    /// Waits for events. Each batch comes in the kernel's order: the longest ready first.
-    pub(crate) fn poll(&self, events: &mut Events, wait: Wait, mut each: impl FnMut(Event)) -> io::Result<()> {
+    /// Waits for events: so long at most, or for ever. Each batch comes in the kernel's order: the longest ready first.
+    pub(crate) fn poll(
+        &self,
+        events: &mut Events,
+        wait: Option<Duration>,
+        mut each: impl FnMut(Event),
+    ) -> io::Result<()> {
         let ep = self.ep.as_fd();
         match wait {
-            Wait::No => sys::epoll_wait(ep, events, 0)?,
-            Wait::Ever => sys::epoll_wait(ep, events, -1)?,
-            Wait::For(time) => match &self.timer {
-                Some(timer) => {
-                    sys::timerfd_set(timer.as_fd(), time)?;
-                    sys::epoll_wait(ep, events, -1)?
-                }
-                None => sys::epoll_pwait2(ep, events, time)?,
-            },
-        };
-        for (mask, data) in events.iter() {
+            None => sys::epoll_wait(ep, events, -1)?,
+            Some(Duration::ZERO) => sys::epoll_wait(ep, events, 0)?,
+            // To the nanosecond (trap TM4).
+            Some(time) => sys::epoll_pwait2(ep, events, time)?,
+        }
+        for &libc::epoll_event { events: mask, u64: data } in &*events {
             match Token::unpack(data) {
                 BREAK => each(Event::Break),
-                // The wait is over; the clock says why.
-                TIMER => {}
                 token => {
                     let (read, write) = (mask & READ != 0, mask & WRITE != 0);
                     each(Event::Ready { token, read, write, cut: mask & CUT != 0 });

@@ -23,7 +23,6 @@ mod tests;
 mod until;
 
 pub(crate) use brk::Break;
-pub(crate) use epoll::Wait;
 
 use crate::runtime::sync::{Mutex, UnsafeCell, spin};
 use crate::runtime::sys::Events;
@@ -36,6 +35,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 use until::PollUntil;
 
 /// One runtime's netpoller. Sockets hold it, so that it outlives the runtime while they do.
@@ -162,12 +162,12 @@ impl Netpoll {
         if self.polling.load(Ordering::Relaxed) || self.polling.swap(true, Ordering::Acquire) {
             return false;
         }
-        self.harvest(Wait::No, list, || self.brk.set_aside());
+        self.harvest(Some(Duration::ZERO), list, || self.brk.set_aside());
         true
     }
 
-    /// Waits for events. Only the M that has the poller's place (idle.rs) calls this.
-    pub(crate) fn netpoll_block(&self, wait: Wait, list: &mut WakeList) {
+    /// Waits for events, so long at most, or for ever. Only the M that has the poller's place (idle.rs) calls this.
+    pub(crate) fn netpoll_block(&self, wait: Option<Duration>, list: &mut WakeList) {
         let mut turn = 0;
         // Acquire as above. Whoever holds it does not wait.
         while self.polling.swap(true, Ordering::Acquire) {
@@ -175,12 +175,12 @@ impl Netpoll {
             spin(turn);
         }
         // A break meant for this sleep may have been harvested before it began.
-        let wait = if self.brk.take_aside() { Wait::No } else { wait };
+        let wait = if self.brk.take_aside() { Some(Duration::ZERO) } else { wait };
         self.harvest(wait, list, || self.brk.harvested());
     }
 
     /// With `polling` held: one call of the backend.
-    fn harvest(&self, wait: Wait, list: &mut WakeList, broken: impl Fn()) {
+    fn harvest(&self, wait: Option<Duration>, list: &mut WakeList, broken: impl Fn()) {
         let result = self.events.with_mut(|events| {
             // SAFETY: `polling` is held.
             let events = unsafe { &mut *events };

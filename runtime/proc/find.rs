@@ -2,7 +2,6 @@
 
 use super::{M, Sched};
 use crate::runtime::idle::{Back, PId, Role};
-use crate::runtime::netpoll::Wait;
 use crate::runtime::task::G;
 use crate::runtime::timer::NEVER;
 use crate::runtime::wake_list::WakeList;
@@ -291,13 +290,7 @@ impl M {
 
     fn wait_in_network(&self, when: u64) -> Idled {
         let sched = &*self.sched;
-        let wait = match when {
-            NEVER => Wait::Ever,
-            when => match when.saturating_sub(sched.now()) {
-                0 => Wait::No,
-                ns => Wait::For(Duration::from_nanos(ns)),
-            },
-        };
+        let wait = (when != NEVER).then(|| Duration::from_nanos(when.saturating_sub(sched.now())));
         let list = &mut *self.list.borrow_mut();
         sched.netpoll.netpoll_block(wait, list);
         sched.netpoll.until.awake();
