@@ -117,10 +117,6 @@ macro_rules! datagram {
                 socket::close(&self.fd);
             }
 
-            fn register(socket: net::$t) -> io::Result<Self> {
-                Ok($t { fd: Fd::new(socket, Start::Try, Start::Try, false, None)? })
-            }
-
             forward! {
                 /// This end's address.
                 fn local_addr() -> $addr;

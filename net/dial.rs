@@ -173,7 +173,7 @@ impl Dialer {
         };
         // Registered only now: a socket that is not connecting yet counts as hung up. What is to come makes an edge.
         let start = if connecting { Start::Nil } else { Start::Try };
-        let fd = Fd::new(TcpStream::from(socket), start, start, true, None)?;
+        let fd = Fd::new(TcpStream::from(socket), start, None)?;
         if connecting {
             fd.set_deadline(Side::Write, deadline)?;
             connected(&fd).await?;

@@ -59,11 +59,11 @@ impl<A> Transfer for Received<A> {}
 
 impl<T: AsFd> Fd<T> {
     /// Registers `io`, which must not block, where [`Gate::open`] says.
-    pub(crate) fn new(io: T, read: Start, write: Start, short_is_sound: bool, by: Option<&Gate>) -> io::Result<Self> {
+    pub(crate) fn new(io: T, start: Start, by: Option<&Gate>) -> io::Result<Self> {
         // SAFETY: `io` keeps it open: it goes after the gate, what it may have borrowed outlives both, and nobody gets more
         // of it before than a shared borrow.
         let fd = unsafe { BorrowedFd::borrow_raw(io.as_fd().as_raw_fd()) };
-        Ok(Fd { gate: Gate::open(fd, read, write, short_is_sound, by)?, io, _outlived: Outlived(PhantomData) })
+        Ok(Fd { gate: Gate::open(fd, start, by)?, io, _outlived: Outlived(PhantomData) })
     }
 
     pub(crate) fn io(&self) -> &T {
@@ -179,7 +179,7 @@ impl Gate {
             match op(self.as_fd()) {
                 Ok(done) => {
                     std::mem::forget(begun);
-                    let drained = self.short_is_sound && !cut && done.is_short(asked);
+                    let drained = !cut && done.is_short(asked);
                     self.finish(side, !drained);
                     return Ok(Some(done));
                 }

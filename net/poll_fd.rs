@@ -48,7 +48,7 @@ impl<T: AsFd> PollFd<T> {
     /// # Panics
     /// Outside a runtime.
     pub fn new(io: T) -> io::Result<Self> {
-        let fd = Fd::new(io, Start::Try, Start::Try, false, None).map_err(|error| match error.raw_os_error() {
+        let fd = Fd::new(io, Start::TryCut, None).map_err(|error| match error.raw_os_error() {
             Some(libc::EPERM) => io::Error::new(
                 io::ErrorKind::Unsupported,
                 "epoll cannot wait for a descriptor of this kind, such as a regular file; use spawn_blocking",

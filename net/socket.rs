@@ -49,9 +49,9 @@ macro_rules! has_fd {
     };
 }
 
-/// What a socket has because it owns an `Fd` of std's type. It has to say how it is made of std's (`register`).
+/// What a socket has because it owns an `Fd` of std's type: its other fields begin as their defaults.
 macro_rules! owner {
-    ($t:ident: $std:ty $(, before into_std: $release:path)?) => {
+    ($t:ident $({ $($field:ident),* })?: $std:ty, $start:expr $(, before into_std: $release:path)?) => {
         has_fd!(impl[] $t);
 
         /// As std's type: the addresses and the descriptor.
@@ -71,7 +71,12 @@ macro_rules! owner {
             /// Outside a runtime.
             pub fn from_std(socket: $std) -> io::Result<Self> {
                 socket.set_nonblocking(true)?;
-                Self::register(socket)
+                Self::register(socket, None)
+            }
+
+            /// One that does not block already, where [`Gate::open`] says.
+            fn register(socket: $std, by: Option<&Gate>) -> io::Result<Self> {
+                Ok($t { fd: Fd::new(socket, $start, by)? $($(, $field: Default::default())*)? })
             }
 
             /// Gives the socket to std, in non-blocking mode.

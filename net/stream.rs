@@ -279,8 +279,7 @@ macro_rules! listener {
             fn accept_from(&self, listener: BorrowedFd<'_>) -> io::Result<($stream, $addr)> {
                 let (stream, addr) = self.backoff.accept(&self.fd, || sys::accept(listener))?;
                 // Outside of that: what registering lacks is no reason for the listener to pause.
-                let fd = Fd::new(stream, Start::Try, Start::Try, $stream::SHORT_IS_SOUND, Some(&self.fd))?;
-                Ok(($stream { fd }, addr))
+                Ok(($stream::register(stream, Some(&self.fd))?, addr))
             }
 
             /// The connections as a stream. It ends after [`close`](Self::close).

@@ -41,7 +41,7 @@ pub struct TcpListener {
     backoff: Backoff,
 }
 
-owner!(TcpListener: net::TcpListener);
+owner!(TcpListener { backoff }: net::TcpListener, Start::Try);
 listener!(TcpListener, TcpStream, SocketAddr, Incoming);
 
 impl TcpListener {
@@ -56,11 +56,6 @@ impl TcpListener {
     /// Outside a runtime.
     pub async fn bind<A: ToSocketAddrs>(addr: A) -> io::Result<Self> {
         ListenConfig::new().listen(addr).await
-    }
-
-    fn register(listener: net::TcpListener) -> io::Result<Self> {
-        let fd = Fd::new(listener, Start::Try, Start::Nil, false, None)?;
-        Ok(TcpListener { fd, backoff: Backoff::default() })
     }
 
     /// Stops listening and wakes whoever waits; connections that nobody has taken are reset. Calling it again does
@@ -79,7 +74,7 @@ pub struct TcpStream {
     pub(super) fd: Fd<net::TcpStream>,
 }
 
-owner!(TcpStream: net::TcpStream);
+owner!(TcpStream: net::TcpStream, Start::Try);
 stream!(TcpStream, SocketAddr);
 
 impl TcpStream {
@@ -95,12 +90,6 @@ impl TcpStream {
     /// Dropping the future gives the attempt up and leaves nothing behind.
     pub async fn connect<A: ToSocketAddrs>(addr: A) -> io::Result<Self> {
         Dialer::new().dial(addr).await
-    }
-
-    pub(super) const SHORT_IS_SOUND: bool = true;
-
-    fn register(stream: net::TcpStream) -> io::Result<Self> {
-        Ok(TcpStream { fd: Fd::new(stream, Start::Try, Start::Try, Self::SHORT_IS_SOUND, None)? })
     }
 
     forward! {
@@ -155,7 +144,7 @@ impl ListenConfig {
     /// # Panics
     /// Outside a runtime.
     pub async fn listen<A: ToSocketAddrs>(&self, addr: A) -> io::Result<TcpListener> {
-        first(addr, "listen on", |addr| TcpListener::register(self.listener(addr)?)).await
+        first(addr, "listen on", |addr| TcpListener::register(self.listener(addr)?, None)).await
     }
 }
 

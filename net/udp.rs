@@ -37,7 +37,7 @@ pub struct UdpSocket {
     fd: Fd<net::UdpSocket>,
 }
 
-owner!(UdpSocket: net::UdpSocket);
+owner!(UdpSocket: net::UdpSocket, Start::TryCut);
 datagram!(UdpSocket, SocketAddr);
 
 impl UdpSocket {

@@ -56,7 +56,7 @@ pub struct UnixListener {
     backoff: Backoff,
 }
 
-owner!(UnixListener: net::UnixListener, before into_std: Self::keep_path);
+owner!(UnixListener { unlink, backoff }: net::UnixListener, Start::Try, before into_std: Self::keep_path);
 listener!(UnixListener, UnixStream, SocketAddr, UnixIncoming);
 
 impl UnixListener {
@@ -106,11 +106,6 @@ impl UnixListener {
         // New ones are refused by now. Those in the queue feel neither shutdown(2) nor listen(2): only the last close(2) of
         // the listener ends them, or an accept, which needs a descriptor.
         while sys::accept::<OwnedFd, SocketAddr>(self.as_fd()).is_ok() {}
-    }
-
-    fn register(listener: net::UnixListener) -> io::Result<Self> {
-        let fd = Fd::new(listener, Start::Try, Start::Nil, false, None)?;
-        Ok(UnixListener { unlink: Unlink::default(), fd, backoff: Backoff::default() })
     }
 
     /// Whoever has it as std's has the path too.
@@ -166,7 +161,8 @@ pub struct UnixStream {
     fd: Fd<net::UnixStream>,
 }
 
-owner!(UnixStream: net::UnixStream);
+// Passed descriptors cut a read (trap P25).
+owner!(UnixStream: net::UnixStream, Start::TryCut);
 stream!(UnixStream, SocketAddr);
 
 impl UnixStream {
@@ -207,7 +203,7 @@ impl UnixStream {
             }
             pause = (pause * 2).min(Duration::from_millis(100));
         }
-        Self::register(OwnedFd::from(socket).into())
+        Self::register(OwnedFd::from(socket).into(), None)
     }
 
     /// Two sockets without names, connected to each other.
@@ -229,13 +225,6 @@ impl UnixStream {
     pub fn peer_cred(&self) -> io::Result<UCred> {
         let libc::ucred { pid, uid, gid } = sys::peer_cred(self.as_fd())?;
         Ok(UCred { pid, uid, gid })
-    }
-
-    /// Passed descriptors cut a read (trap P25).
-    const SHORT_IS_SOUND: bool = false;
-
-    fn register(stream: net::UnixStream) -> io::Result<Self> {
-        Ok(UnixStream { fd: Fd::new(stream, Start::Try, Start::Try, Self::SHORT_IS_SOUND, None)? })
     }
 }
 
@@ -287,7 +276,7 @@ pub struct UnixDatagram {
     fd: Fd<net::UnixDatagram>,
 }
 
-owner!(UnixDatagram: net::UnixDatagram);
+owner!(UnixDatagram: net::UnixDatagram, Start::TryCut);
 datagram!(UnixDatagram, SocketAddr);
 
 impl UnixDatagram {

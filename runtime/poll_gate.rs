@@ -1,12 +1,12 @@
 //! The few calls of the netpoller that `net` may make: Go's `internal/poll.runtime_poll*`.
 
 use super::netpoll::Netpoll;
-use super::netpoll::desc::{PollDesc, Token};
+use super::netpoll::desc::PollDesc;
 use super::netpoll::slot::Slot;
 use super::proc::Sched;
 use super::runtime::Handle;
 use super::timer::NEVER;
-use super::wake_list::{SlotId, WakeList};
+use super::wake_list::WakeList;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -15,16 +15,8 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::Instant;
 
+pub(crate) use super::netpoll::desc::Side;
 pub(crate) use super::netpoll::slot::{Begin, Shut, Start, Ticket, Waiter};
-
-/// Which of a descriptor's slots.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Side {
-    Read,
-    Write,
-    /// Not a direction: the lock of `write_all`.
-    WriteLock,
-}
 
 /// A descriptor's registration with a netpoller, which it keeps alive. Dropping it ends it: Go's `runtime_pollClose`.
 #[allow(missing_debug_implementations, reason = "nobody can name it")]
@@ -33,8 +25,6 @@ pub struct Gate {
     /// Stays where it is while `netpoll` lives.
     desc: NonNull<PollDesc>,
     fd: BorrowedFd<'static>,
-    /// A short transfer shows that the kernel was drained. True of TCP alone: traps P14, P25.
-    pub(crate) short_is_sound: bool,
 }
 
 // SAFETY: `desc` is a shared borrow of a Sync type, valid for as long as `netpoll` is held.
@@ -81,22 +71,16 @@ impl From<Shut> for io::Error {
 impl Gate {
     /// Registers a descriptor, which outlives the gate, with the current runtime, or, outside of one, with that of `by`.
     /// Go's `runtime_pollOpen`.
-    pub(crate) fn open(
-        fd: BorrowedFd<'static>,
-        read: Start,
-        write: Start,
-        short_is_sound: bool,
-        by: Option<&Gate>,
-    ) -> io::Result<Gate> {
+    pub(crate) fn open(fd: BorrowedFd<'static>, start: Start, by: Option<&Gate>) -> io::Result<Gate> {
         let netpoll = Handle::netpoll("a socket", by.map(|gate| &gate.netpoll));
-        let token = netpoll.open(fd, read, write)?.ok_or(Shut::Gone)?;
-        let desc = NonNull::from(netpoll.desc(token));
-        Ok(Gate { netpoll, desc, fd, short_is_sound })
+        let id = netpoll.open(fd, start)?.ok_or(Shut::Gone)?;
+        let desc = NonNull::from(netpoll.desc(id));
+        Ok(Gate { netpoll, desc, fd })
     }
 
     /// Refuses every operation from now on and wakes all that wait. Go's `runtime_pollUnblock`.
     pub(crate) fn unblock(&self) {
-        self.serve(|list| self.desc().shut(self.id(Side::Read).fdseq, Shut::Closed, list));
+        self.serve(|list| self.desc().shut(self.slot(Side::Read).id().fdseq, Shut::Closed, list));
     }
 
     /// Until when operations of that direction may wait. One that has passed counts until it is set anew. Go's
@@ -107,7 +91,7 @@ impl Gate {
         match self.slot(side).ready() {
             Err(shut @ (Shut::Closed | Shut::Gone)) => Err(shut.into()),
             _ => {
-                self.serve(|list| self.netpoll.set_deadline(self.token(), side != Side::Read, when, list));
+                self.serve(|list| self.netpoll.set_deadline(self.desc(), side, when, list));
                 Ok(())
             }
         }
@@ -115,7 +99,7 @@ impl Gate {
 
     /// At that time an operation is worth another try, whatever the kernel says. By the gate's clock: see `now`.
     pub(crate) fn retry_at(&self, side: Side, when: u64) {
-        self.netpoll.retry_at(self.id(side), when);
+        self.netpoll.retry_at(self.slot(side).id(), when);
     }
 
     /// The nanoseconds of the gate's clock.
@@ -132,8 +116,9 @@ impl Gate {
     /// After the system call. `left`: it did not drain the kernel.
     #[inline]
     pub(crate) fn finish(&self, side: Side, left: bool) {
-        if left && !self.slot(side).finish() {
-            self.serve(|list| self.slot(side).hand_on(list));
+        let slot = self.slot(side);
+        if left && !slot.finish() {
+            self.serve(|list| slot.edge(slot.id().fdseq, false, list));
         }
     }
 
@@ -179,23 +164,7 @@ impl Gate {
 
     #[inline]
     fn slot(&self, side: Side) -> &Slot {
-        let desc = self.desc();
-        match side {
-            Side::Read => &desc.read,
-            Side::Write => &desc.write,
-            Side::WriteLock => &desc.write_lock,
-        }
-    }
-
-    /// The slot's name in this generation, which lasts as long as the gate.
-    fn id(&self, side: Side) -> SlotId {
-        let slot = self.slot(side);
-        slot.name(slot.fdseq())
-    }
-
-    fn token(&self) -> Token {
-        let SlotId { slot, fdseq } = self.id(Side::Read);
-        Token { index: slot / 4, fdseq }
+        self.desc().slot(side)
     }
 }
 
@@ -207,6 +176,6 @@ impl AsFd for Gate {
 
 impl Drop for Gate {
     fn drop(&mut self) {
-        self.netpoll.close(self.fd, self.token());
+        self.netpoll.close(self.fd, self.slot(Side::Read).id());
     }
 }

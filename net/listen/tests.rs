@@ -7,7 +7,7 @@ use std::time::Instant;
 fn listener() -> (Runtime, Fd<TcpListener>) {
     let runtime = Builder::new().workers(1).build().unwrap();
     let listener = ListenConfig::new().listener("127.0.0.1:0".parse().unwrap()).unwrap();
-    let fd = runtime.block_on(async { Fd::new(listener, Start::Try, Start::Nil, false, None) }).unwrap();
+    let fd = runtime.block_on(async { Fd::new(listener, Start::Try, None) }).unwrap();
     (runtime, fd)
 }
 

@@ -20,28 +20,6 @@ const ARMED: u64 = 1 << 63;
 /// Without a deadline.
 const NONE: u64 = ARMED - 1;
 
-/// What takes no operations once a deadline has passed.
-pub(crate) struct Refused<'a> {
-    pub(crate) id: SlotId,
-    pub(crate) slot: &'a Slot,
-    /// The lock of `write_all`, for writing.
-    pub(crate) lock: Option<&'a Slot>,
-}
-
-impl Refused<'_> {
-    fn slots(&self) -> impl Iterator<Item = &Slot> {
-        std::iter::once(self.slot).chain(self.lock)
-    }
-
-    fn shut(&self, list: &mut WakeList) {
-        self.slots().for_each(|slot| slot.shut(self.id.fdseq, Shut::Expired, list));
-    }
-
-    fn renew(&self) {
-        self.slots().for_each(Slot::renew);
-    }
-}
-
 /// See the head of the file.
 #[derive(Debug)]
 pub(crate) struct Deadline {
@@ -73,12 +51,13 @@ impl Deadline {
             }
     }
 
-    /// Sets any deadline; `passed`, if it has. True: a timer was inserted that comes before all others.
+    /// Sets any deadline; `passed`, if it has. After one, `slots` refuse operations, the first of which is `id`. True: a timer was inserted that comes before all others.
     pub(crate) fn set(
         &self,
         when: u64,
         passed: bool,
-        refused: Refused<'_>,
+        id: SlotId,
+        slots: &[Slot],
         timers: &Timers,
         list: &mut WakeList,
     ) -> bool {
@@ -88,17 +67,17 @@ impl Deadline {
         if passed {
             self.word.store(when, Ordering::Relaxed);
             cancel(&mut timer, timers);
-            refused.shut(list);
+            shut(slots, id, list);
             return false;
         }
         if !was_armed {
-            refused.renew();
+            slots.iter().for_each(Slot::renew);
         }
         let fits = timer.is_some_and(|(at, _)| at <= when);
         let mut earliest = false;
         if !fits && when != NONE {
             cancel(&mut timer, timers);
-            earliest = insert(&mut timer, when, refused.id, timers);
+            earliest = insert(&mut timer, when, id, timers);
         }
         let armed = if timer.is_some() { ARMED } else { 0 };
         self.word.store(when | armed, Ordering::Relaxed);
@@ -106,10 +85,10 @@ impl Deadline {
     }
 
     /// Its timer came: the deadline has passed, or has moved meanwhile. True: as `set`.
-    pub(crate) fn fire(&self, now: u64, refused: Refused<'_>, timers: &Timers, list: &mut WakeList) -> bool {
+    pub(crate) fn fire(&self, now: u64, id: SlotId, slots: &[Slot], timers: &Timers, list: &mut WakeList) -> bool {
         let mut timer = self.timer.lock();
         // It may be late: the deadline was set anew, or the descriptor is in other hands.
-        if refused.slot.fdseq() != refused.id.fdseq || timer.is_none_or(|(at, _)| at > now) {
+        if slots[0].id() != id || timer.is_none_or(|(at, _)| at > now) {
             return false;
         }
         cancel(&mut timer, timers);
@@ -117,12 +96,12 @@ impl Deadline {
             let word = self.word.load(Ordering::Relaxed);
             let when = word & !ARMED;
             if when > now && when != NONE && !cfg!(gopark_mutant = "deadline_fire_no_recheck") {
-                return insert(&mut timer, when, refused.id, timers);
+                return insert(&mut timer, when, id, timers);
             }
             // Whoever postpones it meanwhile makes this fail.
             if self.word.compare_exchange(word, when, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
                 if when != NONE {
-                    refused.shut(list);
+                    shut(slots, id, list);
                 }
                 return false;
             }
@@ -138,6 +117,10 @@ impl Deadline {
             self.word.store(NONE, Ordering::Relaxed);
         }
     }
+}
+
+fn shut(slots: &[Slot], id: SlotId, list: &mut WakeList) {
+    slots.iter().for_each(|slot| slot.shut(id.fdseq, Shut::Expired, list));
 }
 
 fn cancel(timer: &mut Option<(u64, Key)>, timers: &Timers) {

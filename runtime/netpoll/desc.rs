@@ -3,7 +3,7 @@
 //! Descriptors are type-stable: their memory is never given back or moved while the netpoller lives, so an event for a
 //! socket that is gone finds a descriptor still, and the generation in the slot's word tells it off (traps P1, P11, P18).
 
-use super::deadline::{Deadline, Refused};
+use super::deadline::Deadline;
 use super::slot::{Shut, Slot, Start};
 use crate::runtime::sync::Mutex;
 use crate::runtime::timer::Timers;
@@ -11,24 +11,29 @@ use crate::runtime::wake_list::{SlotId, WakeList};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Names one generation of one descriptor: what epoll carries in its 64 bits. All of it is compared (trap P2).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Token {
-    pub(crate) index: u32,
-    pub(crate) fdseq: u32,
-}
-
-impl Token {
+/// The name of a descriptor in one generation is that of its read slot: what epoll carries in its 64 bits. All of it is
+/// compared (trap P2).
+impl SlotId {
     pub(crate) fn pack(self) -> u64 {
-        u64::from(self.fdseq) << 32 | u64::from(self.index)
+        u64::from(self.fdseq) << 32 | u64::from(self.slot)
     }
 
-    pub(crate) fn unpack(data: u64) -> Token {
-        Token { index: data as u32, fdseq: (data >> 32) as u32 }
+    pub(crate) fn unpack(data: u64) -> SlotId {
+        SlotId { slot: data as u32, fdseq: (data >> 32) as u32 }
     }
 }
 
-/// Indices from here on are not descriptors: epoll.rs uses them for the break and the timer.
+/// Which of a descriptor's slots: the last two bits of their names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    Read,
+    Write,
+    /// Not a direction: the lock that a `write_all` holds from its first byte to its last. READY is free, and no edge ever
+    /// comes.
+    WriteLock,
+}
+
+/// There are fewer descriptors. The last numbers name no slot: epoll.rs has one for the break.
 pub(crate) const MAX_INDEX: u32 = u32::MAX / 4;
 
 /// What the netpoller knows of one open descriptor.
@@ -37,48 +42,50 @@ pub(crate) const MAX_INDEX: u32 = u32::MAX / 4;
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub(crate) struct PollDesc {
-    pub(crate) read: Slot,
+    read: Slot,
     /// The generation in use; changed under the table's lock only.
     fdseq: AtomicU32,
-    pub(crate) write: Slot,
-    /// The lock that a `write_all` holds from its first byte to its last: READY is free, and no edge ever comes.
-    pub(crate) write_lock: Slot,
-    pub(crate) read_deadline: Deadline,
-    /// Also that of the wait for the lock.
-    pub(crate) write_deadline: Deadline,
+    /// For writing, and the lock.
+    write: [Slot; 2],
+    /// For reading; for writing, and the wait for the lock.
+    deadlines: [Deadline; 2],
 }
 
 impl PollDesc {
     fn new(index: u32) -> Self {
-        let slot = |n| Slot::new(index * 4 + n);
+        let slot = |side| Slot::new(index * 4 + side as u32);
         PollDesc {
-            read: slot(0),
+            read: slot(Side::Read),
             fdseq: AtomicU32::new(0),
-            write: slot(1),
-            write_lock: slot(2),
-            read_deadline: Deadline::new(),
-            write_deadline: Deadline::new(),
+            write: [slot(Side::Write), slot(Side::WriteLock)],
+            deadlines: [Deadline::new(), Deadline::new()],
         }
     }
 
-    pub(crate) fn side(&self, write: bool) -> &Slot {
-        if write { &self.write } else { &self.read }
+    fn slots(&self) -> [&Slot; 3] {
+        [&self.read, &self.write[0], &self.write[1]]
     }
 
-    pub(crate) fn deadline(&self, write: bool) -> &Deadline {
-        if write { &self.write_deadline } else { &self.read_deadline }
+    #[inline]
+    pub(crate) fn slot(&self, side: Side) -> &Slot {
+        match side {
+            Side::Read => &self.read,
+            Side::Write => &self.write[0],
+            Side::WriteLock => &self.write[1],
+        }
     }
 
-    /// What a deadline refuses.
-    pub(crate) fn refused(&self, token: Token, write: bool) -> Refused<'_> {
-        let slot = self.side(write);
-        Refused { id: slot.name(token.fdseq), slot, lock: write.then_some(&self.write_lock) }
+    /// A direction's deadline, and what refuses operations once it has passed.
+    #[inline]
+    pub(crate) fn deadline(&self, side: Side) -> (&Deadline, &[Slot]) {
+        match side {
+            Side::Read => (&self.deadlines[0], std::slice::from_ref(&self.read)),
+            Side::Write | Side::WriteLock => (&self.deadlines[1], &self.write),
+        }
     }
 
     pub(crate) fn shut(&self, fdseq: u32, how: Shut, list: &mut WakeList) {
-        for slot in [&self.read, &self.write, &self.write_lock] {
-            slot.shut(fdseq, how, list);
-        }
+        self.slots().into_iter().for_each(|slot| slot.shut(fdseq, how, list));
     }
 }
 
@@ -116,12 +123,11 @@ impl Table {
     }
 
     pub(crate) fn slot(&self, id: SlotId) -> Option<&Slot> {
-        let desc = self.get(id.slot / 4)?;
-        Some([&desc.read, &desc.write, &desc.write_lock][id.slot as usize % 4])
+        Some(self.get(id.slot / 4)?.slots()[id.slot as usize % 4])
     }
 
-    /// Takes a descriptor into use. `None`: the runtime is gone.
-    pub(crate) fn alloc(&self, read: Start, write: Start) -> Option<Token> {
+    /// Takes a descriptor into use, and names it. `None`: the runtime is gone.
+    pub(crate) fn alloc(&self, start: Start) -> Option<SlotId> {
         let mut alloc = self.alloc.lock();
         if alloc.shut {
             return None;
@@ -136,24 +142,21 @@ impl Table {
         let indices = || first(block as u32)..first(block as u32 + 1);
         let desc = &self.blocks[block].get_or_init(|| indices().map(PollDesc::new).collect())[offset];
         let fdseq = desc.fdseq.load(Ordering::Relaxed);
-        desc.read.open(fdseq, read);
-        desc.write.open(fdseq, write);
-        desc.write_lock.open(fdseq, Start::Try);
-        Some(Token { index, fdseq })
+        for (slot, start) in desc.slots().into_iter().zip([start, start, Start::Try]) {
+            slot.open(fdseq, start);
+        }
+        Some(desc.read.id())
     }
 
     /// Ends a generation. The caller has taken the descriptor out of the kernel's set, and nobody waits on it.
-    pub(crate) fn free(&self, token: Token, timers: &Timers, list: &mut WakeList) {
-        let Some(desc) = self.get(token.index) else { return };
+    pub(crate) fn free(&self, id: SlotId, timers: &Timers, list: &mut WakeList) {
+        let Some(desc) = self.get(id.slot / 4) else { return };
         let mut alloc = self.alloc.lock();
         // Under the lock, so that `shut_all` meets either this generation, still whole, or none.
-        desc.fdseq.store(token.fdseq.wrapping_add(1), Ordering::Relaxed);
-        desc.read.retire(list);
-        desc.write.retire(list);
-        desc.write_lock.retire(list);
-        desc.read_deadline.retire(timers);
-        desc.write_deadline.retire(timers);
-        alloc.free.push(token.index);
+        desc.fdseq.store(id.fdseq.wrapping_add(1), Ordering::Relaxed);
+        desc.slots().into_iter().for_each(|slot| slot.retire(list));
+        desc.deadlines.iter().for_each(|deadline| deadline.retire(timers));
+        alloc.free.push(id.slot / 4);
     }
 
     /// Refuses new descriptors and wakes whoever waits on the old ones.
@@ -200,12 +203,12 @@ mod tests {
         assert_eq!(first(block as u32) + offset as u32, MAX_INDEX - 1);
     }
 
-    /// Traps P1 and P2: every bit of the token counts.
+    /// Traps P1 and P2: every bit of the name counts.
     #[test]
-    fn a_token_survives_the_kernel() {
-        for (index, fdseq) in [(0, 0), (7, 1), (MAX_INDEX - 1, u32::MAX), (1, 1 << 31)] {
-            let token = Token { index, fdseq };
-            assert_eq!(Token::unpack(token.pack()), token);
+    fn a_name_survives_the_kernel() {
+        for (slot, fdseq) in [(0, 0), (28, 1), (u32::MAX, u32::MAX), (4, 1 << 31)] {
+            let id = SlotId { slot, fdseq };
+            assert_eq!(SlotId::unpack(id.pack()), id);
         }
     }
 
@@ -214,13 +217,13 @@ mod tests {
     fn reuse_and_late_edge() {
         let table = Table::new();
         let mut list = WakeList::default();
-        let old = table.alloc(Start::Nil, Start::Nil).unwrap();
-        let address = std::ptr::from_ref(table.get(old.index).unwrap());
+        let old = table.alloc(Start::Nil).unwrap();
+        let address = std::ptr::from_ref(table.get(old.slot / 4).unwrap());
         table.free(old, &Timers::new(), &mut list);
-        let new = table.alloc(Start::Nil, Start::Nil).unwrap();
-        assert_eq!(new.index, old.index);
+        let new = table.alloc(Start::Nil).unwrap();
+        assert_eq!(new.slot, old.slot);
         assert_ne!(new.fdseq, old.fdseq);
-        let desc = table.get(new.index).unwrap();
+        let desc = table.get(new.slot / 4).unwrap();
         assert_eq!(std::ptr::from_ref(desc), address);
         desc.read.edge(old.fdseq, true, &mut list);
         assert_eq!(desc.read.ready(), Ok(false));
@@ -233,10 +236,10 @@ mod tests {
     fn shut_then_alloc() {
         let table = Table::new();
         let mut list = WakeList::default();
-        let token = table.alloc(Start::Try, Start::Try).unwrap();
+        let id = table.alloc(Start::Try).unwrap();
         table.shut_all(&mut list);
-        assert_eq!(table.get(token.index).unwrap().read.ready(), Err(Shut::Gone));
-        assert_eq!(table.alloc(Start::Try, Start::Try), None);
-        table.free(token, &Timers::new(), &mut list);
+        assert_eq!(table.slot(id).unwrap().ready(), Err(Shut::Gone));
+        assert_eq!(table.alloc(Start::Try), None);
+        table.free(id, &Timers::new(), &mut list);
     }
 }

@@ -1,12 +1,13 @@
 //! The epoll backend: Go's runtime/netpoll_epoll.go. The contract it keeps stands in mod.rs.
 
-use super::desc::{MAX_INDEX, Token};
 use crate::runtime::sys::{self, Events};
+use crate::runtime::wake_list::SlotId;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-const BREAK: Token = Token { index: MAX_INDEX, fdseq: 0 };
+/// No slot has that number: see `MAX_INDEX`.
+const BREAK: SlotId = SlotId { slot: u32::MAX, fdseq: 0 };
 
 /// Registered once, never modified. PRI: an urgent mark cuts a read short and makes no other edge (trap P25).
 const INTEREST: u32 = (libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLPRI | libc::EPOLLET) as u32;
@@ -22,7 +23,7 @@ const BATCH: usize = 64;
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Event {
     /// A descriptor has news for one or both directions. `cut`: short reads prove nothing from now on.
-    Ready { token: Token, read: bool, write: bool, cut: bool },
+    Ready { id: SlotId, read: bool, write: bool, cut: bool },
     /// Somebody broke the wait.
     Break,
 }
@@ -47,8 +48,8 @@ impl Epoll {
         Events::with_capacity(BATCH)
     }
 
-    pub(crate) fn open(&self, fd: BorrowedFd<'_>, token: Token) -> io::Result<()> {
-        sys::epoll_add(self.ep.as_fd(), fd, INTEREST, token.pack())
+    pub(crate) fn open(&self, fd: BorrowedFd<'_>, id: SlotId) -> io::Result<()> {
+        sys::epoll_add(self.ep.as_fd(), fd, INTEREST, id.pack())
     }
 
     pub(crate) fn close(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
@@ -75,11 +76,11 @@ impl Epoll {
             Some(time) => sys::epoll_pwait2(ep, events, time)?,
         }
         for &libc::epoll_event { events: mask, u64: data } in &*events {
-            match Token::unpack(data) {
+            match SlotId::unpack(data) {
                 BREAK => each(Event::Break),
-                token => {
+                id => {
                     let (read, write) = (mask & READ != 0, mask & WRITE != 0);
-                    each(Event::Ready { token, read, write, cut: mask & CUT != 0 });
+                    each(Event::Ready { id, read, write, cut: mask & CUT != 0 });
                 }
             }
         }

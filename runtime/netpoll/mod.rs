@@ -2,8 +2,8 @@
 //!
 //! # What a backend does (there is one: epoll.rs)
 //!
-//! - `open(fd, token)` registers a descriptor once, edge-triggered, for everything; it fails for what cannot be polled.
-//! - `close(fd)` takes it out. Events that were fetched before may still be under way; the token tells them off.
+//! - `open(fd, id)` registers a descriptor once, edge-triggered, for everything; it fails for what cannot be polled.
+//! - `close(fd)` takes it out. Events that were fetched before may still be under way; the generation tells them off.
 //! - `poll(wait)` gives each event once, in the order in which descriptors became ready. A signal ends it empty.
 //! - `wake()` ends the poll that waits, or the next that would.
 //!
@@ -28,7 +28,7 @@ use crate::runtime::sync::{Mutex, UnsafeCell, spin};
 use crate::runtime::sys::Events;
 use crate::runtime::timer::{Clock, Timers, What};
 use crate::runtime::wake_list::{Alarm, SlotId, WakeList};
-use desc::{PollDesc, Table, Token};
+use desc::{PollDesc, Side, Table};
 use epoll::{Epoll, Event};
 use slot::Start;
 use std::collections::VecDeque;
@@ -78,41 +78,39 @@ impl Netpoll {
         })
     }
 
-    /// Registers a descriptor. `None`: the runtime is gone.
-    pub(crate) fn open(&self, fd: BorrowedFd<'_>, read: Start, write: Start) -> io::Result<Option<Token>> {
-        let Some(token) = self.table.alloc(read, write) else { return Ok(None) };
-        if let Err(error) = self.epoll.open(fd, token) {
+    /// Registers a descriptor, and names it. `None`: the runtime is gone.
+    pub(crate) fn open(&self, fd: BorrowedFd<'_>, start: Start) -> io::Result<Option<SlotId>> {
+        let Some(id) = self.table.alloc(start) else { return Ok(None) };
+        if let Err(error) = self.epoll.open(fd, id) {
             // Trap P12.
-            self.free(token);
+            self.free(id);
             return Err(error);
         }
-        Ok(Some(token))
+        Ok(Some(id))
     }
 
     /// Takes a descriptor out, before it is closed: a duplicate would keep it registered otherwise (trap P13).
-    pub(crate) fn close(&self, fd: BorrowedFd<'_>, token: Token) {
+    pub(crate) fn close(&self, fd: BorrowedFd<'_>, id: SlotId) {
         // It fails only where the kernel has already forgotten the descriptor.
         let _ = self.epoll.close(fd);
-        self.free(token);
+        self.free(id);
     }
 
-    fn free(&self, token: Token) {
+    fn free(&self, id: SlotId) {
         let mut list = WakeList::default();
-        self.table.free(token, &self.timers, &mut list);
+        self.table.free(id, &self.timers, &mut list);
         list.deliver();
     }
 
-    /// The descriptor behind a token that is in use.
-    pub(crate) fn desc(&self, token: Token) -> &PollDesc {
-        self.table.get(token.index).expect("a token names a descriptor that exists")
+    /// The descriptor that one of its slots names.
+    pub(crate) fn desc(&self, id: SlotId) -> &PollDesc {
+        self.table.get(id.slot / 4).expect("a slot that has a name exists")
     }
 
     /// Sets the deadline of reading or of writing; `NEVER` is none. Go's `poll_runtime_pollSetDeadline`.
-    pub(crate) fn set_deadline(&self, token: Token, write: bool, when: u64, list: &mut WakeList) {
-        let (desc, passed) = (self.desc(token), self.clock.has_come(when));
-        let deadline = desc.deadline(write);
-        if (passed || !deadline.postpone(when))
-            && deadline.set(when, passed, desc.refused(token, write), &self.timers, list)
+    pub(crate) fn set_deadline(&self, desc: &PollDesc, side: Side, when: u64, list: &mut WakeList) {
+        let ((deadline, slots), passed) = (desc.deadline(side), self.clock.has_come(when));
+        if (passed || !deadline.postpone(when)) && deadline.set(when, passed, slots[0].id(), slots, &self.timers, list)
         {
             self.timer_added(when);
         }
@@ -138,9 +136,9 @@ impl Netpoll {
             match alarm {
                 Alarm::Retry(id) => self.table.slot(id).into_iter().for_each(|slot| slot.edge(id.fdseq, false, list)),
                 Alarm::Deadline(id) => {
-                    let (token, write) = (Token { index: id.slot / 4, fdseq: id.fdseq }, id.slot % 4 == 1);
-                    let desc = self.desc(token);
-                    if desc.deadline(write).fire(now, desc.refused(token, write), &self.timers, list) {
+                    let side = if id.slot % 4 == Side::Read as u32 { Side::Read } else { Side::Write };
+                    let (deadline, slots) = self.desc(id).deadline(side);
+                    if deadline.fire(now, id, slots, &self.timers, list) {
                         self.timer_added(self.timers.next_when());
                     }
                 }
@@ -186,13 +184,13 @@ impl Netpoll {
             let events = unsafe { &mut *events };
             self.epoll.poll(events, wait, |event| match event {
                 Event::Break => broken(),
-                Event::Ready { token, read, write, cut } => {
-                    let Some(desc) = self.table.get(token.index) else { return };
+                Event::Ready { id, read, write, cut } => {
+                    let Some(desc) = self.table.get(id.slot / 4) else { return };
                     if read {
-                        desc.read.edge(token.fdseq, cut, list);
+                        desc.slot(Side::Read).edge(id.fdseq, cut, list);
                     }
                     if write {
-                        desc.write.edge(token.fdseq, false, list);
+                        desc.slot(Side::Write).edge(id.fdseq, false, list);
                     }
                 }
             })

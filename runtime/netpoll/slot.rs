@@ -19,7 +19,7 @@
 //! | LOCK | somebody works on the waiters | `lock`, `edge` | `unlock` |
 //! | WAIT | there are waiters that nobody has chosen | `unlock` | `unlock` |
 //! | TURN | an edge came while the lock was held: its holder chooses | `edge` | `unlock` |
-//! | CUT | a short read proves nothing any more (traps P14, P25) | `edge` | `open` |
+//! | CUT | a short call proves nothing (any more): traps P14, P25 | `open`, `edge` | `open` |
 //! | CLOSED, GONE | operations are refused: the socket was closed, its runtime is gone | `shut` | `open` |
 //! | EXPIRED | operations are refused: the deadline has passed | `shut` | `renew`, `open` |
 //!
@@ -61,13 +61,16 @@ pub(crate) enum Shut {
     Expired,
 }
 
-/// What `open` takes for known about a direction.
+/// What `open` takes for known about a direction: the flags that the word begins with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u64)]
 pub(crate) enum Start {
     /// Nothing: an operation tries first.
-    Try,
+    Try = TRY,
+    /// The same, and of what this is, a call that ends short proves nothing: true of all but TCP (traps P14, P25).
+    TryCut = TRY | CUT,
     /// The kernel will tell by an edge.
-    Nil,
+    Nil = 0,
 }
 
 /// May an operation make its system call?
@@ -136,11 +139,10 @@ impl Slot {
 
     /// Takes the slot into use for generation `fdseq`. The caller owns the descriptor alone.
     pub(crate) fn open(&self, fdseq: u32, start: Start) {
-        let flags = if start == Start::Try { TRY } else { 0 };
         // A baton of an earlier generation may still come by and look: not without the lock.
         self.lock();
         // Release pairs with the Acquire of whoever comes by way of the descriptor's token; it gives the lock back.
-        self.word.store(u64::from(fdseq) << FDSEQ | flags, Ordering::Release);
+        self.word.store(u64::from(fdseq) << FDSEQ | start as u64, Ordering::Release);
     }
 
     /// Before a system call: NIL first, so that an edge that comes during the call is not lost.
@@ -159,19 +161,14 @@ impl Slot {
         if word & (READY | TRY) == 0 { Begin::Nil } else { Begin::Go { cut: word & CUT != 0 } }
     }
 
-    /// After a system call that left something. False: others wait, so the next has its turn: `hand_on`.
+    /// After a system call that left something. False: others wait, so the next must have its turn by an `edge`.
     #[inline]
     #[must_use]
     pub(crate) fn finish(&self) -> bool {
         let word = self.word.load(Ordering::Relaxed);
-        // AcqRel as in `news`.
+        // AcqRel as in `edge`.
         word & (WAIT | LOCK) == 0
             && self.word.compare_exchange(word, word | READY, Ordering::AcqRel, Ordering::Relaxed).is_ok()
-    }
-
-    /// What `finish` could not do in one step.
-    pub(crate) fn hand_on(&self, list: &mut WakeList) {
-        self.news(None, 0, list);
     }
 
     /// Is an operation worth trying? Observes only.
@@ -226,16 +223,12 @@ impl Slot {
         self.unlock(list);
     }
 
-    /// The kernel has news for generation `fdseq`. `cut`: see the table.
+    /// The kernel has news for generation `fdseq`: sets READY and chooses a waiter. Whoever holds the lock meanwhile finds
+    /// TURN, and chooses in this one's place. `cut`: see the table.
     pub(crate) fn edge(&self, fdseq: u32, cut: bool, list: &mut WakeList) {
-        self.news(Some(fdseq), if cut { CUT } else { 0 }, list);
-    }
-
-    /// Sets READY and chooses a waiter. Whoever holds the lock meanwhile finds TURN, and chooses in this one's place.
-    fn news(&self, fdseq: Option<u32>, flags: u64, list: &mut WakeList) {
         let mut word = self.word.load(Ordering::Relaxed);
-        while fdseq.is_none_or(|seq| seq == fdseq_of(word)) {
-            let next = word | READY | flags;
+        while fdseq == fdseq_of(word) {
+            let next = word | READY | if cut { CUT } else { 0 };
             let next = match word & (WAIT | LOCK) {
                 0 => next,
                 WAIT => next | LOCK,
@@ -270,13 +263,9 @@ impl Slot {
         self.word.fetch_and(!EXPIRED, Ordering::Relaxed);
     }
 
-    /// Its name in generation `fdseq`.
-    pub(crate) fn name(&self, fdseq: u32) -> SlotId {
-        SlotId { slot: self.id, fdseq }
-    }
-
-    pub(crate) fn fdseq(&self) -> u32 {
-        fdseq_of(self.word.load(Ordering::Relaxed))
+    /// Its name in this generation.
+    pub(crate) fn id(&self) -> SlotId {
+        SlotId { slot: self.id, fdseq: fdseq_of(self.word.load(Ordering::Relaxed)) }
     }
 
     /// Ends the generation: late events pass by, kept wakers go. Nobody borrows the descriptor any more.
@@ -338,7 +327,7 @@ impl Slot {
             !waiters.is_empty()
         });
         if others {
-            list.add_baton(self.name(fdseq_of(word)));
+            list.add_baton(SlotId { slot: self.id, fdseq: fdseq_of(word) });
         }
     }
 }

@@ -69,31 +69,31 @@ fn woken(count: &Count) -> u32 {
 fn fetch_and_recycle_and_dispatch() {
     let netpoll = Netpoll::new().unwrap();
     let (a, b) = pair();
-    let old = netpoll.open(a.as_fd(), Start::Nil, Start::Nil).unwrap().unwrap();
+    let old = netpoll.open(a.as_fd(), Start::Nil).unwrap().unwrap();
     drop(b);
     let mut fetched = Vec::new();
     netpoll.epoll.poll(&mut Epoll::buffer(), Some(Duration::ZERO), |event| fetched.push(event)).unwrap();
     netpoll.close(a.as_fd(), old);
     let (c, _d) = pair();
-    let new = netpoll.open(c.as_fd(), Start::Nil, Start::Nil).unwrap().unwrap();
-    assert_eq!(new.index, old.index);
+    let new = netpoll.open(c.as_fd(), Start::Nil).unwrap().unwrap();
+    assert_eq!(new.slot, old.slot);
     let desc = netpoll.desc(new);
-    let (reader, writer) = (wait_in(&desc.read), wait_in(&desc.write));
+    let (reader, writer) = (wait_in(desc.slot(Side::Read)), wait_in(desc.slot(Side::Write)));
     let mut list = WakeList::default();
     assert!(!fetched.is_empty());
     for event in fetched {
-        let Event::Ready { token, read, write, cut } = event else { panic!("{event:?}") };
-        assert!(token == old && read && write && cut);
-        desc.read.edge(token.fdseq, cut, &mut list);
-        desc.write.edge(token.fdseq, false, &mut list);
+        let Event::Ready { id, read, write, cut } = event else { panic!("{event:?}") };
+        assert!(id == old && read && write && cut);
+        desc.slot(Side::Read).edge(id.fdseq, cut, &mut list);
+        desc.slot(Side::Write).edge(id.fdseq, false, &mut list);
     }
     list.deliver();
-    assert_eq!((desc.read.ready(), desc.write.ready()), (Ok(false), Ok(false)));
+    assert_eq!((desc.slot(Side::Read).ready(), desc.slot(Side::Write).ready()), (Ok(false), Ok(false)));
     assert_eq!((woken(&reader), woken(&writer)), (0, 0));
-    desc.read.edge(new.fdseq, false, &mut list);
+    desc.slot(Side::Read).edge(new.fdseq, false, &mut list);
     list.deliver();
     assert_eq!(woken(&reader), 1);
-    assert_eq!(desc.read.begin(), Begin::Go { cut: false });
+    assert_eq!(desc.slot(Side::Read).begin(), Begin::Go { cut: false });
     netpoll.close(c.as_fd(), new);
 }
 
@@ -102,31 +102,31 @@ fn fetch_and_recycle_and_dispatch() {
 fn close_and_late_edge() {
     let netpoll = Netpoll::new().unwrap();
     let (a, mut b) = pair();
-    let token = netpoll.open(a.as_fd(), Start::Nil, Start::Nil).unwrap().unwrap();
-    netpoll.close(a.as_fd(), token);
+    let id = netpoll.open(a.as_fd(), Start::Nil).unwrap().unwrap();
+    netpoll.close(a.as_fd(), id);
     b.write_all(b"x").unwrap();
     harvest(&netpoll);
-    let desc = netpoll.desc(token);
-    assert_eq!(desc.read.ready(), Err(Shut::Closed));
+    let desc = netpoll.desc(id);
+    assert_eq!(desc.slot(Side::Read).ready(), Err(Shut::Closed));
     let mut list = WakeList::default();
-    desc.read.edge(token.fdseq, false, &mut list);
-    assert_eq!(desc.read.begin(), Begin::Shut(Shut::Closed));
+    desc.slot(Side::Read).edge(id.fdseq, false, &mut list);
+    assert_eq!(desc.slot(Side::Read).begin(), Begin::Shut(Shut::Closed));
     list.deliver();
 }
 
-/// Trap P2: a token that shares half of its bits with the break's is a descriptor all the same.
+/// Trap P2: a name that shares half of its bits with the break's is a descriptor all the same.
 #[test]
-fn tokens_beside_the_breaks() {
-    for index in [0, desc::MAX_INDEX - 1, desc::MAX_INDEX] {
+fn names_beside_the_breaks() {
+    for slot in [0, (desc::MAX_INDEX - 1) * 4, u32::MAX] {
         for fdseq in [1, 1 << 31, u32::MAX] {
             let epoll = Epoll::new().unwrap();
             let event = sys::eventfd().unwrap();
-            let token = Token { index, fdseq };
-            epoll.open(event.as_fd(), token).unwrap();
+            let id = SlotId { slot, fdseq };
+            epoll.open(event.as_fd(), id).unwrap();
             sys::eventfd_signal(event.as_fd()).unwrap();
             let mut seen = Vec::new();
             epoll.poll(&mut Epoll::buffer(), Some(Duration::ZERO), |event| seen.push(event)).unwrap();
-            assert!(matches!(seen[..], [Event::Ready { token: t, .. }] if t == token), "{token:?}: {seen:?}");
+            assert!(matches!(seen[..], [Event::Ready { id: seen, .. }] if seen == id), "{id:?}: {seen:?}");
         }
     }
     let epoll = Epoll::new().unwrap();
@@ -196,12 +196,12 @@ fn refused_and_descriptor() {
     let file = File::open("/proc/self/exe").unwrap();
     let mut indices = Vec::new();
     for _ in 0..10 {
-        let error = netpoll.open(file.as_fd(), Start::Try, Start::Try).unwrap_err();
+        let error = netpoll.open(file.as_fd(), Start::Try).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
         let (a, _b) = pair();
-        let token = netpoll.open(a.as_fd(), Start::Try, Start::Try).unwrap().unwrap();
-        indices.push(token.index);
-        netpoll.close(a.as_fd(), token);
+        let id = netpoll.open(a.as_fd(), Start::Try).unwrap().unwrap();
+        indices.push(id.slot);
+        netpoll.close(a.as_fd(), id);
     }
     assert_eq!(indices, [0; 10]);
 }
@@ -211,13 +211,13 @@ fn refused_and_descriptor() {
 fn registered_twice() {
     let netpoll = Netpoll::new().unwrap();
     let (a, mut b) = pair();
-    let token = netpoll.open(a.as_fd(), Start::Nil, Start::Nil).unwrap().unwrap();
-    let error = netpoll.open(a.as_fd(), Start::Nil, Start::Nil).unwrap_err();
+    let id = netpoll.open(a.as_fd(), Start::Nil).unwrap().unwrap();
+    let error = netpoll.open(a.as_fd(), Start::Nil).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
     b.write_all(b"x").unwrap();
     harvest(&netpoll);
-    assert_eq!(netpoll.desc(token).read.ready(), Ok(true));
-    netpoll.close(a.as_fd(), token);
+    assert_eq!(netpoll.desc(id).slot(Side::Read).ready(), Ok(true));
+    netpoll.close(a.as_fd(), id);
 }
 
 /// pipe2(2), not blocking: what is read from, what is written to.
@@ -236,25 +236,25 @@ fn pipe() -> (OwnedFd, File) {
 fn hangup_and_error_alone() {
     let netpoll = Netpoll::new().unwrap();
     let (reader, writer) = pipe();
-    let token = netpoll.open(reader.as_fd(), Start::Nil, Start::Nil).unwrap().unwrap();
-    let (read, write) = (wait_in(&netpoll.desc(token).read), wait_in(&netpoll.desc(token).write));
+    let id = netpoll.open(reader.as_fd(), Start::Nil).unwrap().unwrap();
+    let (read, write) = (wait_in(netpoll.desc(id).slot(Side::Read)), wait_in(netpoll.desc(id).slot(Side::Write)));
     harvest(&netpoll);
     assert_eq!(woken(&read), 0);
     drop(writer);
     harvest(&netpoll);
     assert_eq!((woken(&read), woken(&write)), (1, 1));
-    netpoll.close(reader.as_fd(), token);
+    netpoll.close(reader.as_fd(), id);
 
     let (reader, mut file) = pipe();
     while file.write(&[0; 4096]).is_ok() {}
-    let token = netpoll.open(file.as_fd(), Start::Nil, Start::Nil).unwrap().unwrap();
-    let (read, write) = (wait_in(&netpoll.desc(token).read), wait_in(&netpoll.desc(token).write));
+    let id = netpoll.open(file.as_fd(), Start::Nil).unwrap().unwrap();
+    let (read, write) = (wait_in(netpoll.desc(id).slot(Side::Read)), wait_in(netpoll.desc(id).slot(Side::Write)));
     harvest(&netpoll);
     assert_eq!((woken(&read), woken(&write)), (0, 0));
     drop(reader);
     harvest(&netpoll);
     assert_eq!((woken(&read), woken(&write)), (1, 1));
-    netpoll.close(file.as_fd(), token);
+    netpoll.close(file.as_fd(), id);
 }
 
 /// Trap P7: any number of edges between two operations is news; and one after a clearing is never undone by older ones.
@@ -262,20 +262,20 @@ fn hangup_and_error_alone() {
 fn edges_and_begin() {
     let netpoll = Netpoll::new().unwrap();
     let (a, _b) = pair();
-    let token = netpoll.open(a.as_fd(), Start::Nil, Start::Nil).unwrap().unwrap();
-    let slot = &netpoll.desc(token).read;
+    let id = netpoll.open(a.as_fd(), Start::Nil).unwrap().unwrap();
+    let slot = netpoll.desc(id).slot(Side::Read);
     let mut list = WakeList::default();
     for edges in [1u32, 2, 255, 256, 257, 65_535, 65_536, 65_537] {
         assert_eq!(slot.begin(), Begin::Nil);
         for _ in 0..edges {
-            slot.edge(token.fdseq, false, &mut list);
+            slot.edge(id.fdseq, false, &mut list);
         }
         assert_eq!(slot.ready(), Ok(true));
         assert_eq!(slot.begin(), Begin::Go { cut: false });
         assert_eq!(slot.ready(), Ok(false));
     }
     list.deliver();
-    netpoll.close(a.as_fd(), token);
+    netpoll.close(a.as_fd(), id);
 }
 
 /// Trap P8: the directions of one descriptor are apart.
@@ -283,22 +283,22 @@ fn edges_and_begin() {
 fn directions_apart() {
     let netpoll = Netpoll::new().unwrap();
     let (a, mut b) = pair();
-    let token = netpoll.open(a.as_fd(), Start::Nil, Start::Nil).unwrap().unwrap();
-    let desc = netpoll.desc(token);
+    let id = netpoll.open(a.as_fd(), Start::Nil).unwrap().unwrap();
+    let desc = netpoll.desc(id);
     harvest(&netpoll);
-    assert_eq!((desc.read.ready(), desc.write.ready()), (Ok(false), Ok(true)));
-    assert_eq!(desc.write.begin(), Begin::Go { cut: false });
+    assert_eq!((desc.slot(Side::Read).ready(), desc.slot(Side::Write).ready()), (Ok(false), Ok(true)));
+    assert_eq!(desc.slot(Side::Write).begin(), Begin::Go { cut: false });
     let mut list = WakeList::default();
-    desc.read.edge(token.fdseq, true, &mut list);
-    assert_eq!((desc.read.ready(), desc.write.ready()), (Ok(true), Ok(false)));
-    assert_eq!(desc.read.begin(), Begin::Go { cut: true });
-    desc.write.edge(token.fdseq, false, &mut list);
-    assert_eq!((desc.read.ready(), desc.write.ready()), (Ok(false), Ok(true)));
+    desc.slot(Side::Read).edge(id.fdseq, true, &mut list);
+    assert_eq!((desc.slot(Side::Read).ready(), desc.slot(Side::Write).ready()), (Ok(true), Ok(false)));
+    assert_eq!(desc.slot(Side::Read).begin(), Begin::Go { cut: true });
+    desc.slot(Side::Write).edge(id.fdseq, false, &mut list);
+    assert_eq!((desc.slot(Side::Read).ready(), desc.slot(Side::Write).ready()), (Ok(false), Ok(true)));
     b.write_all(b"x").unwrap();
     harvest(&netpoll);
-    assert_eq!(desc.read.ready(), Ok(true));
+    assert_eq!(desc.slot(Side::Read).ready(), Ok(true));
     list.deliver();
-    netpoll.close(a.as_fd(), token);
+    netpoll.close(a.as_fd(), id);
 }
 
 /// Trap P22: who was chosen is dropped before it tried; its turn is the next one's at once, without the help of a baton.
@@ -306,11 +306,11 @@ fn directions_apart() {
 fn chosen_then_dropped() {
     let netpoll = Netpoll::new().unwrap();
     let (a, _b) = pair();
-    let token = netpoll.open(a.as_fd(), Start::Nil, Start::Nil).unwrap().unwrap();
-    let slot = &netpoll.desc(token).read;
+    let id = netpoll.open(a.as_fd(), Start::Nil).unwrap().unwrap();
+    let slot = netpoll.desc(id).slot(Side::Read);
     let mut tickets = [0; 3];
     let counts: Vec<_> = tickets.iter_mut().map(|ticket| wait_as(slot, Waiter::Op(ticket))).collect();
-    serve(|list| slot.edge(token.fdseq, false, list));
+    serve(|list| slot.edge(id.fdseq, false, list));
     for (i, ticket) in tickets.into_iter().enumerate() {
         let woken: Vec<_> = counts.iter().map(|count| woken(count)).collect();
         assert!((0..3).all(|j| woken[j] == u32::from(j <= i)), "{i}: {woken:?}");
@@ -322,7 +322,7 @@ fn chosen_then_dropped() {
     let (_gone, stays) = (wait_as(slot, Waiter::Op(&mut ticket)), wait_in(slot));
     serve(|list| slot.leave(ticket, true, list));
     assert_eq!(woken(&stays), 0);
-    netpoll.close(a.as_fd(), token);
+    netpoll.close(a.as_fd(), id);
 }
 
 /// Trap P21: who was chosen and leaves something makes it the next one's turn; who drains the kernel does not.
@@ -330,23 +330,23 @@ fn chosen_then_dropped() {
 fn chosen_and_something_left() {
     let netpoll = Netpoll::new().unwrap();
     let (a, _b) = pair();
-    let token = netpoll.open(a.as_fd(), Start::Nil, Start::Nil).unwrap().unwrap();
-    let slot = &netpoll.desc(token).read;
+    let id = netpoll.open(a.as_fd(), Start::Nil).unwrap().unwrap();
+    let slot = netpoll.desc(id).slot(Side::Read);
     let counts: Vec<_> = (0..4).map(|_| wait_in(slot)).collect();
     let woken = || counts.iter().map(|count| woken(count)).collect::<Vec<_>>();
-    serve(|list| slot.edge(token.fdseq, false, list));
+    serve(|list| slot.edge(id.fdseq, false, list));
     assert_eq!(woken(), [1, 0, 0, 0]);
     for next in 1..3 {
         assert_eq!(slot.begin(), Begin::Go { cut: false });
         if !slot.finish() {
-            serve(|list| slot.hand_on(list));
+            serve(|list| slot.edge(id.fdseq, false, list));
         }
         assert_eq!(woken()[next], 1);
     }
     assert_eq!(slot.begin(), Begin::Go { cut: false });
     assert_eq!(slot.begin(), Begin::Nil);
     assert_eq!(woken(), [1, 1, 1, 0]);
-    netpoll.close(a.as_fd(), token);
+    netpoll.close(a.as_fd(), id);
 }
 
 /// Trap P21: `poll_*` wakers are all woken by one edge, wherever they stand among the operations, of which one is.
@@ -354,13 +354,13 @@ fn chosen_and_something_left() {
 fn poll_wakers_and_operations() {
     let netpoll = Netpoll::new().unwrap();
     let (a, _b) = pair();
-    let token = netpoll.open(a.as_fd(), Start::Nil, Start::Nil).unwrap().unwrap();
-    let slot = &netpoll.desc(token).read;
+    let id = netpoll.open(a.as_fd(), Start::Nil).unwrap().unwrap();
+    let slot = netpoll.desc(id).slot(Side::Read);
     let counts: Vec<_> = (0..6).map(|i| if i % 2 == 0 { wait_as(slot, Waiter::Poll) } else { wait_in(slot) }).collect();
-    serve(|list| slot.edge(token.fdseq, false, list));
+    serve(|list| slot.edge(id.fdseq, false, list));
     let woken = |counts: &[Arc<Count>]| counts.iter().map(|count| woken(count)).collect::<Vec<_>>();
     assert_eq!(woken(&counts), [1, 1, 1, 0, 1, 0]);
-    netpoll.close(a.as_fd(), token);
+    netpoll.close(a.as_fd(), id);
 }
 
 /// Trap P23: an edge whose turn was taken by one that does nothing leaves a baton, which finds the next, to the last.
@@ -368,11 +368,11 @@ fn poll_wakers_and_operations() {
 fn chosen_and_forgotten() {
     let netpoll = Netpoll::new().unwrap();
     let (a, _b) = pair();
-    let token = netpoll.open(a.as_fd(), Start::Nil, Start::Nil).unwrap().unwrap();
-    let slot = &netpoll.desc(token).read;
+    let id = netpoll.open(a.as_fd(), Start::Nil).unwrap().unwrap();
+    let slot = netpoll.desc(id).slot(Side::Read);
     let counts: Vec<_> = (0..4).map(|_| wait_in(slot)).collect();
     let mut list = WakeList::default();
-    slot.edge(token.fdseq, false, &mut list);
+    slot.edge(id.fdseq, false, &mut list);
     netpoll.keep_batons(&mut list);
     list.deliver();
     for count in &counts[1..] {
@@ -385,13 +385,13 @@ fn chosen_and_forgotten() {
     // Nor does a baton wake anybody where nothing is left.
     assert_eq!(slot.begin(), Begin::Go { cut: false });
     let (_first, second) = (wait_in(slot), wait_in(slot));
-    slot.edge(token.fdseq, false, &mut list);
+    slot.edge(id.fdseq, false, &mut list);
     assert_eq!(slot.begin(), Begin::Go { cut: false });
     netpoll.keep_batons(&mut list);
     netpoll.pass_batons(&mut list);
     list.deliver();
     assert_eq!(woken(&second), 0);
-    netpoll.close(a.as_fd(), token);
+    netpoll.close(a.as_fd(), id);
 }
 
 /// Trap P10: everybody is woken at the end, and nothing is registered after it.
@@ -399,13 +399,13 @@ fn chosen_and_forgotten() {
 fn shut_and_waiters_and_registration() {
     let netpoll = Netpoll::new().unwrap();
     let (a, b) = pair();
-    let token = netpoll.open(a.as_fd(), Start::Nil, Start::Nil).unwrap().unwrap();
-    let (read, write) = (wait_in(&netpoll.desc(token).read), wait_in(&netpoll.desc(token).write));
+    let id = netpoll.open(a.as_fd(), Start::Nil).unwrap().unwrap();
+    let (read, write) = (wait_in(netpoll.desc(id).slot(Side::Read)), wait_in(netpoll.desc(id).slot(Side::Write)));
     netpoll.shut();
     assert_eq!((woken(&read), woken(&write)), (1, 1));
-    assert_eq!(netpoll.desc(token).read.begin(), Begin::Shut(Shut::Gone));
-    assert!(netpoll.open(b.as_fd(), Start::Try, Start::Try).unwrap().is_none());
-    netpoll.close(a.as_fd(), token);
+    assert_eq!(netpoll.desc(id).slot(Side::Read).begin(), Begin::Shut(Shut::Gone));
+    assert!(netpoll.open(b.as_fd(), Start::Try).unwrap().is_none());
+    netpoll.close(a.as_fd(), id);
 }
 
 /// A timed wait ends by its time; one that is broken ends before.

@@ -30,15 +30,15 @@ impl Read {
         read
     }
 
-    fn refused(&self, fdseq: u32) -> Refused<'_> {
-        Refused { id: SlotId { slot: 0, fdseq }, slot: &self.slot, lock: None }
+    fn slots(&self) -> &[Slot] {
+        std::slice::from_ref(&self.slot)
     }
 
     /// `Netpoll::set_deadline`.
     fn set(&self, fdseq: u32, when: u64, passed: bool) {
         if passed || !self.deadline.postpone(when) {
             let mut list = WakeList::default();
-            let _ = self.deadline.set(when, passed, self.refused(fdseq), &self.timers, &mut list);
+            let _ = self.deadline.set(when, passed, SlotId { slot: 0, fdseq }, self.slots(), &self.timers, &mut list);
             list.deliver();
         }
     }
@@ -49,7 +49,7 @@ impl Read {
         self.timers.expire(now, &mut list);
         while let Some(alarm) = list.pop_alarm() {
             let Alarm::Deadline(id) = alarm else { panic!("no other alarm was set") };
-            let _ = self.deadline.fire(now, self.refused(id.fdseq), &self.timers, &mut list);
+            let _ = self.deadline.fire(now, id, self.slots(), &self.timers, &mut list);
         }
         list.deliver();
     }

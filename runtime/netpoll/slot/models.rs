@@ -126,7 +126,7 @@ impl Socket {
     /// `Gate::finish` after a call that left something.
     fn finish(&self) {
         if !self.slot.finish() {
-            self.serve(|slot, list| slot.hand_on(list));
+            self.serve(|slot, list| slot.edge(slot.id().fdseq, false, list));
         }
     }
 

@@ -87,7 +87,7 @@ impl Rigged {
 
     fn finish(&mut self) {
         if !self.slot.finish() {
-            self.serve(|slot, list| slot.hand_on(list));
+            self.serve(|slot, list| slot.edge(SEQ, false, list));
         }
     }
 
