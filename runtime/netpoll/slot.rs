@@ -359,18 +359,20 @@ impl Waiters {
                 (*ticket, false)
             }
         };
-        let same = |e: &&mut Entry| e.ticket == ticket && (ticket != POLL || e.waker.will_wake(waker));
-        let is_new = ticket != POLL && !again;
-        let armed = self.first.as_mut().filter(|_| self.armed && !is_new);
-        let more = self.more.iter_mut().filter(|_| !is_new);
-        if let Some(entry) = armed.into_iter().chain(more.flat_map(|m| m.iter_mut())).find(same) {
-            if entry.waker.will_wake(waker) {
-                list.drop_later(foreign);
-            } else {
-                let new = foreign.unwrap_or_else(|| waker.clone());
-                list.drop_later(Some(std::mem::replace(&mut entry.waker, new)));
+        // A new one is not there yet.
+        if ticket == POLL || again {
+            let same = |e: &&mut Entry| e.ticket == ticket && (ticket != POLL || e.waker.will_wake(waker));
+            let armed = self.first.as_mut().filter(|_| self.armed);
+            let more = self.more.iter_mut().flat_map(|m| m.iter_mut());
+            if let Some(entry) = armed.into_iter().chain(more).find(same) {
+                if entry.waker.will_wake(waker) {
+                    list.drop_later(foreign);
+                } else {
+                    let new = foreign.unwrap_or_else(|| waker.clone());
+                    list.drop_later(Some(std::mem::replace(&mut entry.waker, new)));
+                }
+                return;
             }
-            return;
         }
         // Tickets wrap, so it is their distance that tells who came later.
         let is_later = |e: &Entry| e.ticket != POLL && (e.ticket.wrapping_sub(ticket) as i32) > 0;
