@@ -65,21 +65,6 @@ half!(writes: impl['a, S: HasFd] WriteHalf<'a, S>);
 half!(reads: impl[S: HasFd] OwnedReadHalf<S>);
 half!(writes: impl[S: HasFd] OwnedWriteHalf<S>);
 
-/// As references are, whatever `S` is.
-macro_rules! copy {
-    ($($t:ident)*) => {$(
-        impl<S> Clone for $t<'_, S> {
-            fn clone(&self) -> Self {
-                *self
-            }
-        }
-
-        impl<S> Copy for $t<'_, S> {}
-    )*};
-}
-
-copy! { ReadHalf WriteHalf }
-
 macro_rules! split {
     ($($t:ty)*) => {$(
         impl $t {
