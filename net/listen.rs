@@ -32,7 +32,7 @@ pub(crate) const KEEPALIVE: Duration = Duration::from_secs(15);
 #[derive(Debug, Clone)]
 #[must_use = "a configuration does nothing until `listen`"]
 pub struct ListenConfig {
-    backlog: Option<u32>,
+    backlog: u32,
     reuse_addr: bool,
     reuse_port: bool,
     only_v6: bool,
@@ -43,7 +43,8 @@ pub struct ListenConfig {
 impl Default for ListenConfig {
     fn default() -> Self {
         ListenConfig {
-            backlog: None,
+            // The kernel cuts it down.
+            backlog: u32::MAX,
             reuse_addr: true,
             reuse_port: false,
             only_v6: false,
@@ -62,7 +63,7 @@ impl ListenConfig {
     setters! {
         /// How many connections may wait to be accepted. Unless set, as many as the system allows, which is what
         /// `/proc/sys/net/core/somaxconn` says; it allows no more if told.
-        fn backlog(connections: u32) { backlog = Some(connections) }
+        fn backlog(connections: u32) { backlog = connections }
 
         /// Whether the port can be listened on while connections of an older listener, which had this setting too,
         /// linger (SO_REUSEADDR): yes unless set.
@@ -97,7 +98,7 @@ impl ListenConfig {
         }
         self.control.call(&socket, addr)?;
         socket.bind(&addr.into())?;
-        socket.listen(self.backlog.map_or_else(max_backlog, |n| n.try_into().unwrap_or(i32::MAX)))?;
+        socket.listen(self.backlog.try_into().unwrap_or(i32::MAX))?;
         Ok(socket.into())
     }
 }
@@ -115,12 +116,6 @@ pub(crate) fn socket(addr: SocketAddr, keepalive_after: Option<Duration>) -> io:
 /// Probes after that much silence, then each 15 s. The kernel takes no less than a second.
 pub(crate) fn keepalive(after: Duration) -> TcpKeepalive {
     TcpKeepalive::new().with_time(after.max(Duration::from_secs(1))).with_interval(KEEPALIVE)
-}
-
-/// As long a queue as the system allows: Go's `maxListenerBacklog`.
-fn max_backlog() -> i32 {
-    let text = std::fs::read_to_string("/proc/sys/net/core/somaxconn");
-    text.ok().and_then(|t| t.trim().parse().ok()).unwrap_or(libc::SOMAXCONN)
 }
 
 type Hook = dyn Fn(BorrowedFd<'_>, SocketAddr) -> io::Result<()> + Send + Sync;
