@@ -16,6 +16,7 @@ use super::poll_fd::PollFd;
 use super::socket::{self, HasFd};
 use super::splice::{self, Pipe, User};
 use super::split::{OwnedReadHalf, OwnedWriteHalf, ReadHalf, WriteHalf};
+use super::sys;
 use super::tcp::TcpStream;
 use super::unix::UnixStream;
 use crate::runtime::budget;
@@ -370,7 +371,7 @@ impl<'a> Flow<'a> {
             return self.read(cx, max);
         };
         let mut buf = Buffer::take();
-        let polled = from.poll_io(Side::Read, cx, Some(&mut self.ticket), 0, |fd| match pipe.fill(fd, max) {
+        let polled = from.poll_io(Side::Read, cx, Some(&mut self.ticket), sys::WHOLE, |fd| match pipe.fill(fd, max) {
             Ok(n @ 1..) => Ok(n),
             Err(e) if e.kind() != ErrorKind::WouldBlock => Err(e),
             // At an urgent mark, too, splice(2) sees nothing or the end, and never gets past it (trap P25). A read does.

@@ -14,7 +14,7 @@ macro_rules! datagram {
             /// # Cancel safety
             /// Safe: no datagram is lost.
             pub async fn recv(&self, buf: &mut [u8]) -> io::Result<usize> {
-                self.fd.io_op(Side::Read, buf.len(), |s| sys::recv(s, buf, 0)).await
+                self.fd.io_op(Side::Read, sys::WHOLE, |s| sys::recv(s, buf, 0)).await
             }
 
             /// As [`recv`](Self::recv); also tells who sent it.
@@ -32,7 +32,7 @@ macro_rules! datagram {
             /// # Errors
             /// As [`recv`](Self::recv).
             pub async fn recv_msg(&self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<Received<$addr>> {
-                self.fd.io_op(Side::Read, 0, |s| sys::recv_msg(s, bufs, 0)).await
+                self.fd.io_op(Side::Read, sys::WHOLE, |s| sys::recv_msg(s, bufs, 0)).await
             }
 
             /// As [`recv`](Self::recv), but the datagram stays where it is.
@@ -40,7 +40,7 @@ macro_rules! datagram {
             /// # Errors
             /// As [`recv`](Self::recv).
             pub async fn peek(&self, buf: &mut [u8]) -> io::Result<usize> {
-                self.fd.io_op(Side::Read, 0, |s| sys::recv(s, buf, libc::MSG_PEEK)).await
+                self.fd.io_op(Side::Read, sys::WHOLE, |s| sys::recv(s, buf, libc::MSG_PEEK)).await
             }
 
             /// As [`recv_from`](Self::recv_from), but the datagram stays where it is.
@@ -49,7 +49,7 @@ macro_rules! datagram {
             /// As [`recv`](Self::recv).
             pub async fn peek_from(&self, buf: &mut [u8]) -> io::Result<(usize, $addr)> {
                 let bufs = &mut [IoSliceMut::new(buf)];
-                let got = self.fd.io_op(Side::Read, 0, |s| sys::recv_msg(s, bufs, libc::MSG_PEEK)).await?;
+                let got = self.fd.io_op(Side::Read, sys::WHOLE, |s| sys::recv_msg(s, bufs, libc::MSG_PEEK)).await?;
                 Ok((got.len, got.addr))
             }
 
@@ -58,7 +58,7 @@ macro_rules! datagram {
             /// # Errors
             /// `WouldBlock` if none is; otherwise as [`recv`](Self::recv).
             pub fn try_recv(&self, buf: &mut [u8]) -> io::Result<usize> {
-                self.fd.try_io(Side::Read, buf.len(), |s| sys::recv(s, buf, 0))
+                self.fd.try_io(Side::Read, sys::WHOLE, |s| sys::recv(s, buf, 0))
             }
 
             /// As [`try_recv`](Self::try_recv); also tells who sent it.
@@ -75,7 +75,7 @@ macro_rules! datagram {
             /// # Errors
             /// As [`try_recv`](Self::try_recv).
             pub fn try_recv_msg(&self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<Received<$addr>> {
-                self.fd.try_io(Side::Read, 0, |s| sys::recv_msg(s, bufs, 0))
+                self.fd.try_io(Side::Read, sys::WHOLE, |s| sys::recv_msg(s, bufs, 0))
             }
 
             /// Sends a datagram, which may be empty, to the peer.

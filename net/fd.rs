@@ -40,7 +40,10 @@ impl<T> Drop for Outlived<T> {
 }
 
 /// What a system call's result says of the kernel's buffer.
-pub(crate) trait Transfer {
+pub(crate) trait Transfer: Sized {
+    /// What a read gives that asks for nothing. It makes no call: that would say the same at the end of the stream.
+    const NOTHING: Option<Self> = None;
+
     /// It moved less than it could have. Something whole, such as a connection and its address, never shows that.
     fn is_short(&self, _asked: usize) -> bool {
         false
@@ -48,8 +51,10 @@ pub(crate) trait Transfer {
 }
 
 impl Transfer for usize {
+    const NOTHING: Option<Self> = Some(0);
+
     fn is_short(&self, asked: usize) -> bool {
-        // Zero is the end of the stream, or nothing asked for: neither says that an edge will come.
+        // Zero is the end of the stream, and does not say that an edge will come.
         (1..asked).contains(self)
     }
 }
@@ -169,6 +174,9 @@ impl Gate {
         asked: usize,
         op: &mut impl FnMut(BorrowedFd<'_>) -> io::Result<R>,
     ) -> io::Result<Option<R>> {
+        if let (0, Side::Read, nothing @ Some(_)) = (asked, side, R::NOTHING) {
+            return Ok(nothing);
+        }
         let cut = match self.begin(side) {
             Begin::Go { cut } => cut,
             Begin::Nil => return Ok(None),

@@ -13,9 +13,6 @@ macro_rules! reads {
             /// # Cancel safety
             /// Safe: no byte is lost.
             pub async fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
-                if buf.is_empty() {
-                    return Ok(0);
-                }
                 self.fd().io_op(Side::Read, buf.len(), |s| sys::recv(s, buf, 0)).await
             }
 
@@ -25,9 +22,6 @@ macro_rules! reads {
             /// As [`read`](Self::read).
             pub async fn read_vectored(&self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
                 let asked = sys::one_call(bufs).1;
-                if asked == 0 {
-                    return Ok(0);
-                }
                 self.fd().io_op(Side::Read, asked, |s| sys::recv_vectored(s, bufs)).await
             }
 
@@ -36,11 +30,9 @@ macro_rules! reads {
             /// # Errors
             /// As [`read`](Self::read).
             pub async fn peek(&self, buf: &mut [u8]) -> io::Result<usize> {
-                if buf.is_empty() {
-                    return Ok(0);
-                }
                 // It drains nothing, so it is never short.
-                self.fd().io_op(Side::Read, 0, |s| sys::recv(s, buf, libc::MSG_PEEK)).await
+                let asked = buf.len().min(sys::WHOLE);
+                self.fd().io_op(Side::Read, asked, |s| sys::recv(s, buf, libc::MSG_PEEK)).await
             }
 
             /// Fills the buffer.
@@ -66,9 +58,6 @@ macro_rules! reads {
             /// # Errors
             /// `WouldBlock` if nothing is; otherwise as [`read`](Self::read).
             pub fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {
-                if buf.is_empty() {
-                    return Ok(0);
-                }
                 self.fd().try_io(Side::Read, buf.len(), |s| sys::recv(s, buf, 0))
             }
 
@@ -78,9 +67,6 @@ macro_rules! reads {
             /// As [`try_read`](Self::try_read).
             pub fn try_read_vectored(&self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
                 let asked = sys::one_call(bufs).1;
-                if asked == 0 {
-                    return Ok(0);
-                }
                 self.fd().try_io(Side::Read, asked, |s| sys::recv_vectored(s, bufs))
             }
 
@@ -158,9 +144,6 @@ macro_rules! async_read {
     (impl[$($g:tt)*] $t:ty) => {
         impl<$($g)*> AsyncRead for $t {
             fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
-                if buf.is_empty() {
-                    return Poll::Ready(Ok(0));
-                }
                 self.fd().poll_io(Side::Read, cx, None, buf.len(), |s| sys::recv(s, buf, 0))
             }
 
@@ -170,9 +153,6 @@ macro_rules! async_read {
                 bufs: &mut [IoSliceMut<'_>],
             ) -> Poll<io::Result<usize>> {
                 let asked = sys::one_call(bufs).1;
-                if asked == 0 {
-                    return Poll::Ready(Ok(0));
-                }
                 self.fd().poll_io(Side::Read, cx, None, asked, |s| sys::recv_vectored(s, bufs))
             }
         }
@@ -268,12 +248,12 @@ macro_rules! listener {
             /// # Cancel safety
             /// Safe: no connection is lost.
             pub async fn accept(&self) -> io::Result<($stream, $addr)> {
-                self.fd.io_op(Side::Read, 1, |l| self.accept_from(l)).await
+                self.fd.io_op(Side::Read, sys::WHOLE, |l| self.accept_from(l)).await
             }
 
             /// The same, to be polled; every waker that polls is woken.
             pub fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<($stream, $addr)>> {
-                self.fd.poll_io(Side::Read, cx, None, 1, |l| self.accept_from(l))
+                self.fd.poll_io(Side::Read, cx, None, sys::WHOLE, |l| self.accept_from(l))
             }
 
             fn accept_from(&self, listener: BorrowedFd<'_>) -> io::Result<($stream, $addr)> {

@@ -18,6 +18,9 @@ pub(crate) fn one_call<B: Deref<Target = [u8]>>(bufs: &[B]) -> (&[B], usize) {
     (bufs, bufs.iter().map(|b| b.len()).sum())
 }
 
+/// What a call is asked for that moves something whole, such as a datagram, however long: it is never short.
+pub(crate) const WHOLE: usize = 1;
+
 /// Turns a system call's -1 into the error it left behind.
 pub(crate) fn check(result: impl TryInto<usize>) -> io::Result<usize> {
     result.try_into().map_err(|_| io::Error::last_os_error())

@@ -91,10 +91,7 @@ impl UdpSocket {
     /// # Cancel safety
     /// Safe: no datagram is lost, and `received` is as it was.
     pub async fn recv_many(&self, bufs: &mut [IoSliceMut<'_>], received: &mut Vec<Received>) -> io::Result<usize> {
-        if bufs.is_empty() {
-            return Ok(0);
-        }
-        self.fd.io_op(Side::Read, 0, |s| sys::recv_many(s, bufs, received)).await
+        self.fd.io_op(Side::Read, bufs.len(), |s| sys::recv_many(s, bufs, received)).await
     }
 
     /// Sends as many of the datagrams as there is room for, at most 32, by one system call, waiting until there is room

@@ -100,15 +100,19 @@ fn zero_byte_datagrams_and_empty_buffers() {
         assert_eq!((got.len, got.truncated), (0, false));
         assert_eq!(b.try_recv(&mut buf).unwrap(), 0);
         // An empty buffer takes a datagram all the same.
-        for _ in 0..3 {
+        for _ in 0..4 {
             a.send(b"lost").await.unwrap();
         }
         assert_eq!(b.recv(&mut []).await.unwrap(), 0);
+        assert_eq!(b.peek(&mut []).await.unwrap(), 0);
+        assert_eq!(b.try_recv(&mut []).unwrap(), 0);
         assert_eq!(b.recv_from(&mut []).await.unwrap(), (0, from));
         let got = b.recv_msg(&mut []).await.unwrap();
         assert_eq!((got.len, got.addr, got.truncated), (0, from, true));
         let mut recv = Box::pin(b.recv(&mut []));
         assert!(is_pending(&mut recv).await);
+        let mut peek = Box::pin(b.peek(&mut []));
+        assert!(is_pending(&mut peek).await);
     });
 }
 
