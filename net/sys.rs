@@ -1,10 +1,10 @@
 //! The system calls on sockets that neither std nor socket2 makes as they are needed here.
 
-use socket2::{SockAddr, SockAddrStorage, SockRef};
+use socket2::{MaybeUninitSlice, SockAddr, SockAddrStorage, SockRef};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::SocketAddr;
 use std::ops::Deref;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::SocketAddr as UnixAddr;
 use std::{array, mem, ptr};
@@ -78,18 +78,8 @@ fn std_addr<A: Addr>(addr: &SockAddr) -> io::Result<A> {
 
 /// accept4(2): the connection, already not blocking and close-on-exec, so that it costs no further call.
 pub(crate) fn accept<S: From<OwnedFd>, A: Addr>(listener: BorrowedFd<'_>) -> io::Result<(S, A)> {
-    let mut fd = -1;
-    // SAFETY: `try_init` gives room for any address; accept4 writes at most `len` bytes and says how many.
-    let ((), addr) = unsafe {
-        SockAddr::try_init(|addr, len| {
-            let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-            fd = libc::accept4(listener.as_raw_fd(), addr.cast(), len, flags);
-            check(fd).map(drop)
-        })?
-    };
-    // SAFETY: accept4 has just made it, so it is ours alone.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    Ok((socket.into(), std_addr(&addr)?))
+    let (socket, addr) = SockRef::from(&listener).accept4(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK)?;
+    Ok((OwnedFd::from(socket).into(), std_addr(&addr)?))
 }
 
 /// What came with a datagram.
@@ -124,24 +114,17 @@ fn header(
     header
 }
 
-fn received<A: Addr>(header: &libc::msghdr, len: usize, name: SockAddrStorage) -> io::Result<Received<A>> {
-    // SAFETY: the kernel has filled it in, or left it zeroed; `msg_namelen` says how far.
-    let addr = unsafe { SockAddr::new(name, header.msg_namelen) };
-    Ok(Received { len, addr: std_addr(&addr)?, truncated: header.msg_flags & libc::MSG_TRUNC != 0 })
-}
-
 /// recvmsg(2): one datagram.
 pub(crate) fn recv_msg<A: Addr>(
     socket: BorrowedFd<'_>,
     bufs: &mut [IoSliceMut<'_>],
     flags: libc::c_int,
 ) -> io::Result<Received<A>> {
-    let mut name = SockAddrStorage::zeroed();
-    let iov = bufs.as_mut_ptr().cast_const().cast();
-    let mut header = header(&raw mut name, name.size_of(), iov, bufs.len().min(MAX_BUFFERS));
-    // SAFETY: the header has a name and buffers that are exclusively ours, and no more of them than there are.
-    let len = check(unsafe { libc::recvmsg(socket.as_raw_fd(), &mut header, flags) })?;
-    received(&header, len, name)
+    let count = bufs.len().min(MAX_BUFFERS);
+    // SAFETY: both have the layout of an iovec, and the kernel leaves no byte uninitialised.
+    let bufs = unsafe { &mut *(&raw mut bufs[..count] as *mut [MaybeUninitSlice<'_>]) };
+    let (len, flags, addr) = SockRef::from(&socket).recv_from_vectored_with_flags(bufs, flags)?;
+    Ok(Received { len, addr: std_addr(&addr)?, truncated: flags.is_truncated() })
 }
 
 /// recvmmsg(2): as many datagrams as are there, each into a buffer of its own.
@@ -162,7 +145,10 @@ pub(crate) fn recv_many<A: Addr>(
     // SAFETY: each of the first `len` headers has a name and a buffer that are exclusively ours.
     let len = check(unsafe { libc::recvmmsg(fd, headers_ptr, len, 0, ptr::null_mut()) })?;
     for (header, name) in headers.iter().zip(names).take(len) {
-        done.push(received(&header.msg_hdr, header.msg_len as usize, name)?);
+        let (header, len) = (&header.msg_hdr, header.msg_len as usize);
+        // SAFETY: the kernel has filled the name in, or left it zeroed; `msg_namelen` says how far.
+        let addr = std_addr(&unsafe { SockAddr::new(name, header.msg_namelen) })?;
+        done.push(Received { len, addr, truncated: header.msg_flags & libc::MSG_TRUNC != 0 });
     }
     Ok(len)
 }
