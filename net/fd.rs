@@ -105,15 +105,15 @@ impl Gate {
         let until = (self.now() / half + 2) * half;
         self.retry_at(Side::WriteLock, until);
         poll_fn(|cx| {
-            loop {
-                // The news was for all that were armed, so whoever comes first may take it.
-                if let Begin::Shut(shut) = self.begin(Side::WriteLock) {
-                    return Poll::Ready(Err(shut.into()));
-                }
-                if self.arm(Side::WriteLock, Waiter::Poll, cx.waker(), true) {
-                    // Only now: whoever was not armed when its time came sees it here.
-                    return if self.now() >= until { Poll::Ready(Ok(())) } else { Poll::Pending };
-                }
+            // The news was for all that were armed, so whoever comes first may take it.
+            let look = || match self.begin(Side::WriteLock) {
+                Begin::Shut(shut) => Some(Err(shut.into())),
+                _ => None,
+            };
+            match self.poll_at(Side::WriteLock, cx, None, true, look) {
+                // Only now that it is armed: whoever was not when its time came sees it here.
+                Poll::Pending if self.now() >= until => Poll::Ready(Ok(())),
+                polled => polled,
             }
         })
         .await
