@@ -38,7 +38,7 @@ const RUNTIME: &[&[&str]] = &[
 /// On top of the runtime.
 const NET: &[&[&str]] = &[
     &["net/sys.rs"],
-    &["net/limit.rs", "net/fd.rs", "net/splice.rs"],
+    &["net/fd.rs", "net/splice.rs"],
     &["net/socket.rs"],
     &["net/stream.rs", "net/datagram.rs"],
     &["net/resolve.rs"],
