@@ -2,7 +2,7 @@
 
 use super::fd::Fd;
 use super::listen::{Control, KEEPALIVE, socket};
-use super::resolve::{ToSocketAddrs, named, no_address};
+use super::resolve::{ToSocketAddrs, named, no_address, resolve};
 use crate::runtime::poll_gate::{Side, Start};
 use crate::runtime::time::{timeout, timeout_at};
 use std::future::poll_fn;
@@ -90,8 +90,8 @@ impl Dialer {
         let by_timeout = self.timeout.and_then(|t| Instant::now().checked_add(t));
         let deadline = by_timeout.into_iter().chain(self.deadline).min();
         let addrs = match deadline {
-            None => addr.resolve().await?,
-            Some(at) => timeout_at(at, addr.resolve()).or_gone().await???,
+            None => resolve(addr).await?,
+            Some(at) => timeout_at(at, resolve(addr)).or_gone().await???,
         };
         // Boxed: a task that dials once need not be so large for life.
         Box::pin(self.parallel(addrs.collect(), deadline)).await

@@ -4,7 +4,7 @@ use crate::runtime::poll_gate::{RuntimeGone, Shut};
 use crate::runtime::runtime::spawn_blocking;
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, ToSocketAddrs as StdToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, ToSocketAddrs as _};
 
 /// What can be turned into socket addresses, if need be by asking the resolver: `SocketAddr` and its two kinds, an IP
 /// address or a name with a port, `"host:port"` as `&str` or `String`, a slice of `SocketAddr`s.
@@ -35,21 +35,26 @@ impl<T: sealed::Resolve + ?Sized> ToSocketAddrs for T {}
 /// # std::io::Result::Ok(())
 /// ```
 pub async fn lookup_host<A: ToSocketAddrs>(addr: A) -> io::Result<impl Iterator<Item = SocketAddr>> {
-    addr.resolve().await
+    resolve(addr).await
 }
 
-/// Looks a name up on the blocking pool.
-async fn ask<A>(name: &str, addr: A) -> io::Result<sealed::Addrs>
-where
-    A: StdToSocketAddrs<Iter = std::vec::IntoIter<SocketAddr>> + Send + 'static,
-{
-    match spawn_blocking(move || addr.to_socket_addrs()).await {
-        Ok(Ok(addrs)) => Ok(None.into_iter().chain(addrs)),
-        Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidInput => {
-            Err(named(format_args!("{name:?} is no address, which has the form HOST:PORT"), error))
+/// Names are looked up on the blocking pool.
+pub(crate) fn resolve(addr: impl ToSocketAddrs) -> impl Future<Output = io::Result<sealed::Addrs>> {
+    let written = addr.written();
+    async {
+        let name = match written {
+            Ok(addrs) => return Ok(addrs),
+            Err(name) => name,
+        };
+        let asked = name.clone();
+        match spawn_blocking(move || asked.to_socket_addrs()).await {
+            Ok(Ok(addrs)) => Ok(None.into_iter().chain(addrs)),
+            Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidInput => {
+                Err(named(format_args!("{name:?} is no address, which has the form HOST:PORT"), error))
+            }
+            Ok(Err(error)) => Err(named(format_args!("cannot look up {name}"), error)),
+            Err(_) => Err(Shut::Gone.into()),
         }
-        Ok(Err(error)) => Err(named(format_args!("cannot look up {name}"), error)),
-        Err(_) => Err(Shut::Gone.into()),
     }
 }
 
@@ -60,7 +65,7 @@ pub(crate) async fn first<R>(
     f: impl Fn(SocketAddr) -> io::Result<R>,
 ) -> io::Result<R> {
     let mut last = no_address(what);
-    for addr in addr.resolve().await? {
+    for addr in resolve(addr).await? {
         match f(addr) {
             Err(error) => last = named(format_args!("cannot {what} {addr}"), error),
             done => return done,
@@ -119,14 +124,15 @@ mod sealed {
     }
 
     pub trait Resolve {
-        fn resolve(&self) -> impl Future<Output = io::Result<Addrs>> + Send;
+        /// The addresses that are written there; or a name, as `host:port`, which has to be looked up.
+        fn written(&self) -> Result<Addrs, String>;
     }
 
     macro_rules! plain {
         ($($t:ty),*) => {$(
             impl Resolve for $t {
-                fn resolve(&self) -> impl Future<Output = io::Result<Addrs>> + Send {
-                    std::future::ready(Ok(one(*self)))
+                fn written(&self) -> Result<Addrs, String> {
+                    Ok(one(*self))
                 }
             }
         )*};
@@ -135,45 +141,39 @@ mod sealed {
     plain! { SocketAddr, SocketAddrV4, SocketAddrV6, (IpAddr, u16), (Ipv4Addr, u16), (Ipv6Addr, u16) }
 
     impl Resolve for (&str, u16) {
-        async fn resolve(&self) -> io::Result<Addrs> {
+        fn written(&self) -> Result<Addrs, String> {
             let (host, port) = *self;
-            match host.parse::<IpAddr>() {
-                Ok(ip) => Ok(one((ip, port))),
-                Err(_) => ask(host, (host.to_owned(), port)).await,
-            }
+            host.parse::<IpAddr>().map(|ip| one((ip, port))).map_err(|_| format!("{host}:{port}"))
         }
     }
 
     impl Resolve for (String, u16) {
-        async fn resolve(&self) -> io::Result<Addrs> {
-            (self.0.as_str(), self.1).resolve().await
+        fn written(&self) -> Result<Addrs, String> {
+            (self.0.as_str(), self.1).written()
         }
     }
 
     impl Resolve for str {
-        async fn resolve(&self) -> io::Result<Addrs> {
-            match self.parse::<SocketAddr>() {
-                Ok(addr) => Ok(one(addr)),
-                Err(_) => ask(self, self.to_owned()).await,
-            }
+        fn written(&self) -> Result<Addrs, String> {
+            self.parse::<SocketAddr>().map(one).map_err(|_| self.to_owned())
         }
     }
 
     impl Resolve for String {
-        fn resolve(&self) -> impl Future<Output = io::Result<Addrs>> + Send {
-            self.as_str().resolve()
+        fn written(&self) -> Result<Addrs, String> {
+            self.as_str().written()
         }
     }
 
     impl Resolve for [SocketAddr] {
-        fn resolve(&self) -> impl Future<Output = io::Result<Addrs>> + Send {
-            std::future::ready(Ok(None.into_iter().chain(Vec::from(self))))
+        fn written(&self) -> Result<Addrs, String> {
+            Ok(None.into_iter().chain(Vec::from(self)))
         }
     }
 
-    impl<T: Resolve + ?Sized + Sync> Resolve for &T {
-        fn resolve(&self) -> impl Future<Output = io::Result<Addrs>> + Send {
-            (**self).resolve()
+    impl<T: Resolve + ?Sized> Resolve for &T {
+        fn written(&self) -> Result<Addrs, String> {
+            (**self).written()
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::datagram::datagram;
 use super::fd::Fd;
-use super::resolve::{ToSocketAddrs, first, no_address};
+use super::resolve::{ToSocketAddrs, first, no_address, resolve};
 use super::socket::{self, HasFd, both_sides, forward, has_fd, owner, read_side, write_side};
 use super::sys::{self, Received};
 use crate::runtime::poll_gate::{Gate, Side, Start};
@@ -69,7 +69,7 @@ impl UdpSocket {
     /// # Cancel safety
     /// Safe: if the future is dropped before it is ready, nothing was sent.
     pub async fn send_to<A: ToSocketAddrs>(&self, buf: &[u8], addr: A) -> io::Result<usize> {
-        let addr = addr.resolve().await?.next().ok_or_else(|| no_address("send to"))?;
+        let addr = resolve(addr).await?.next().ok_or_else(|| no_address("send to"))?;
         self.fd.io_op(Side::Write, buf.len(), |_| self.fd.io().send_to(buf, addr)).await
     }
 
