@@ -39,22 +39,19 @@ pub async fn lookup_host<A: ToSocketAddrs>(addr: A) -> io::Result<impl Iterator<
 }
 
 /// Names are looked up on the blocking pool.
-pub(crate) fn resolve(addr: impl ToSocketAddrs) -> impl Future<Output = io::Result<sealed::Addrs>> {
-    let written = addr.written();
-    async {
-        let name = match written {
-            Ok(addrs) => return Ok(addrs),
-            Err(name) => name,
-        };
-        let asked = name.clone();
-        match spawn_blocking(move || asked.to_socket_addrs()).await {
-            Ok(Ok(addrs)) => Ok(None.into_iter().chain(addrs)),
-            Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidInput => {
-                Err(named(format_args!("{name:?} is no address, which has the form HOST:PORT"), error))
-            }
-            Ok(Err(error)) => Err(named(format_args!("cannot look up {name}"), error)),
-            Err(_) => Err(Shut::Gone.into()),
+pub(crate) async fn resolve(addr: impl ToSocketAddrs) -> io::Result<sealed::Addrs> {
+    let name = match addr.written() {
+        Ok(addrs) => return Ok(addrs),
+        Err(name) => name,
+    };
+    let asked = name.clone();
+    match spawn_blocking(move || asked.to_socket_addrs()).await {
+        Ok(Ok(addrs)) => Ok(None.into_iter().chain(addrs)),
+        Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidInput => {
+            Err(named(format_args!("{name:?} is no address, which has the form HOST:PORT"), error))
         }
+        Ok(Err(error)) => Err(named(format_args!("cannot look up {name}"), error)),
+        Err(_) => Err(Shut::Gone.into()),
     }
 }
 
