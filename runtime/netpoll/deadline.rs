@@ -51,7 +51,8 @@ impl Deadline {
             }
     }
 
-    /// Sets any deadline; `passed`, if it has. After one, `slots` refuse operations, the first of which is `id`. True: a timer was inserted that comes before all others.
+    /// Sets any deadline; `passed`, if it has. Once one has, `slots` refuse operations; `id` is the first of them. True: a
+    /// timer was inserted that comes before all others.
     pub(crate) fn set(
         &self,
         when: u64,

@@ -67,7 +67,7 @@ pub(crate) enum Shut {
 pub(crate) enum Start {
     /// Nothing: an operation tries first.
     Try = TRY,
-    /// The same, and of what this is, a call that ends short proves nothing: true of all but TCP (traps P14, P25).
+    /// The same; and a call that ends short never proves anything, as it does on TCP alone (traps P14, P25).
     TryCut = TRY | CUT,
     /// The kernel will tell by an edge.
     Nil = 0,
