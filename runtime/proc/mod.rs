@@ -479,9 +479,7 @@ impl M {
         self.tick.set(tick);
         let Some(p) = self.held_p() else {
             // It is the oldest of those that go back.
-            let mut first = task::GList::default();
-            first.push_back(g);
-            self.sched.global.push_front(first);
+            self.sched.global.push_front(std::iter::once(g).collect());
             return self.sched.wakep();
         };
         p.schedtick.store(tick, Ordering::Relaxed);
@@ -490,14 +488,14 @@ impl M {
             self.shared.set_running(Some(g.info()));
         }
         self.polled.set(g.address());
-        let mut ran = task::Ran::Parked;
-        if budget::with_budget(|| ran = g.run()) {
+        let mut next = None;
+        if budget::with_budget(|| next = g.run()) {
             self.check.soon();
         }
         if told {
             self.shared.set_running(None);
         }
-        if let Some(g) = ran.into_g() {
+        if let Some(g) = next {
             // One that has waited for this one, too: it may wait for many in turn, and find them done when it comes to run.
             self.sched.route(g, |g| self.requeue(g));
         }

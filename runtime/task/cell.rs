@@ -1,7 +1,7 @@
 //! A task with its type: one allocation for the header, the scheduler, and the future or what came of it.
 
 use super::super::sync::UnsafeCell;
-use super::g::{self, G, Header, Ran, TaskInfo, Vtable};
+use super::g::{self, G, Header, TaskInfo, Vtable};
 use super::owned::OwnedTasks;
 use super::state::{Completed, Idle, Start, State};
 use std::any::Any;
@@ -96,7 +96,7 @@ where
         unsafe { &*self.header.scheduler.cast() }
     }
 
-    unsafe fn run(task: NonNull<Header>) -> Ran {
+    unsafe fn run(task: NonNull<Header>) -> Option<G> {
         // SAFETY: the caller's G keeps the task; after `idle` has given that up, `cell` is not used any more.
         let cell = unsafe { task.cast::<Self>().as_ref() };
         // SAFETY: used only while RUNNING is ours, and so the task lives.
@@ -106,10 +106,7 @@ where
                 Start::Drop => {
                     cell.scheduler().polled(&waker);
                     // SAFETY: RUNNING is ours.
-                    match unsafe { cell.drop_future() } {
-                        Ok(()) => break Err(Failure::Cancelled),
-                        Err(payload) => break Err(Failure::Panic(payload)),
-                    }
+                    break Err(unsafe { cell.drop_future() }.map_or_else(Failure::Panic, |()| Failure::Cancelled));
                 }
                 Start::Poll => {
                     // SAFETY: RUNNING is ours.
@@ -119,16 +116,16 @@ where
                         break result;
                     }
                     match cell.header.state.idle() {
-                        Idle::Parked => return Ran::Parked,
+                        Idle::Parked => return None,
                         // SAFETY: so `idle` says.
-                        Idle::Notified => return Ran::Yielded(unsafe { G::from_raw(task) }),
+                        Idle::Notified => return Some(unsafe { G::from_raw(task) }),
                         Idle::Cancelled => continue,
                     }
                 }
             }
         };
         // SAFETY: RUNNING is still ours, and the future is dropped.
-        Ran::Done(unsafe { Self::complete(task, result) })
+        unsafe { Self::complete(task, result) }
     }
 
     /// The future is dropped before its output counts: a panic in that drop is the task's panic.

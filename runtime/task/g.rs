@@ -31,7 +31,7 @@ pub(crate) struct Header {
 /// What differs from one type of task to the next. All pointers are to a live task of the type that the table is for.
 pub(super) struct Vtable {
     /// Safety: the caller has the task's `G`, and gives it away.
-    pub(super) run: unsafe fn(NonNull<Header>) -> Ran,
+    pub(super) run: unsafe fn(NonNull<Header>) -> Option<G>,
     /// Safety: the caller holds a reference, because the `G` does not keep the task once it is published.
     pub(super) schedule: unsafe fn(NonNull<Header>, G),
     /// Safety: the output is the caller's, who is the `JoinHandle`; the pointer is to an `Option<Result<T, Failure>>`
@@ -88,32 +88,13 @@ pub(crate) struct G(NonNull<Header>);
 // mod.rs's table says, none of it by which thread it is.
 unsafe impl Send for G {}
 
-/// What became of a task that was run.
-#[must_use]
-#[derive(Debug)]
-pub(crate) enum Ran {
-    /// It waits; whoever wakes it makes its next `G`.
-    Parked,
-    /// It was woken while it ran, often by itself (`yield_now`): the caller has to queue it again.
-    Yielded(G),
-    /// It is complete. If a gopark task waited for it, the caller has to queue that one.
-    Done(Option<G>),
-}
-
-impl Ran {
-    /// What the caller has to queue, if anything.
-    pub(crate) fn into_g(self) -> Option<G> {
-        match self {
-            Ran::Parked => None,
-            Ran::Yielded(g) => Some(g),
-            Ran::Done(joiner) => joiner,
-        }
-    }
-}
-
 impl G {
     /// Polls the task once, or drops its future if it was aborted. No panic of the task's code leaves this.
-    pub(crate) fn run(self) -> Ran {
+    ///
+    /// What is returned is the caller's to queue: the same task, if it was woken while it ran (often by itself,
+    /// `yield_now`); or one that waited for it, if it is complete.
+    #[must_use]
+    pub(crate) fn run(self) -> Option<G> {
         let task = self.into_raw();
         // SAFETY: the task is alive because it is not complete, which only its G, that is we, can make it.
         unsafe { (task.as_ref().vtable.run)(task) }
@@ -128,8 +109,7 @@ impl G {
 
     /// Runs what is done after one poll.
     pub(crate) fn finish(self) {
-        let Ran::Done(joiner) = self.run() else { unreachable!("it was to be done") };
-        joiner.into_iter().for_each(G::submit);
+        self.run().into_iter().for_each(G::submit);
     }
 
     /// Queues it where it belongs, as the wake would have done that made it. For whoever is not the task's scheduler.

@@ -4,7 +4,7 @@
 //!                 spawn                  G::run: start                    G::run: complete
 //!  (future) ----------------> NOTIFIED ----------------> RUNNING --------------------------> COMPLETE ---> freed
 //!               |                 ^  ^                    |  |  (ready, panicked, aborted)      |   release, by
-//!               | closed:         |  |  idle: Yielded(G)  |  |                                  |   the last of
+//!               | closed:         |  |  idle: Notified    |  |                                  |   the last of
 //!               | G::cancel       |  +--------------------+  | idle: Parked                     |   all holders
 //!               v                 |  (woken or aborted       v                                  v
 //!        drops the future,        |   meanwhile)           (idle)              JoinHandle::poll: take_output
@@ -14,9 +14,9 @@
 //! ```
 //!
 //! A *wake* moves an idle task to NOTIFIED and makes its `G`, which goes to `Schedule::schedule` (a waker) or to the caller
-//! (`TaskRef::notify`, `OwnedTasks::cancel_all`). A wake during the poll leaves the `G` to the thread that polls, which
-//! hands it to its caller as `Ran::Yielded`. A wake of a task that is NOTIFIED or COMPLETE makes none. So there is one `G`
-//! at most, and only `G::run` ever touches a future: nothing is polled or dropped inside a wake (S16).
+//! (`TaskRef::notify`, `OwnedTasks::cancel_all`). A wake during the poll leaves the `G` to the thread that polls, whose
+//! `G::run` returns it. A wake of a task that is NOTIFIED or COMPLETE makes none. So there is one `G` at most, and only
+//! `G::run` ever touches a future: nothing is polled or dropped inside a wake (S16).
 //!
 //! | field | who may touch it, and when |
 //! |---|---|
@@ -54,7 +54,7 @@ mod state;
 mod tests;
 
 pub(crate) use cell::{Schedule, panic_text, quietly};
-pub(crate) use g::{G, GList, Header, Ran, from_waker};
+pub(crate) use g::{G, GList, Header, from_waker};
 pub use g::{TaskId, TaskInfo};
 pub use join::{AbortHandle, JoinError, JoinHandle};
 pub(crate) use owned::OwnedTasks;

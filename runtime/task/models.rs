@@ -11,7 +11,7 @@
 
 use super::super::sync::{AtomicUsize, Ordering::Relaxed};
 use super::rig::Rig;
-use super::{G, GList, Ran, from_waker};
+use super::{G, GList, from_waker};
 use loom::sync::Arc as LoomArc;
 use loom::thread;
 use std::future::poll_fn;
@@ -59,7 +59,7 @@ fn g_of(waker: &Waker) -> Option<G> {
 }
 
 fn run(rig: &Rig, g: G) {
-    g.run().into_g().into_iter().for_each(|g| super::Schedule::schedule(rig, g));
+    g.run().into_iter().for_each(|g| super::Schedule::schedule(rig, g));
 }
 
 #[test]

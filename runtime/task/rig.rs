@@ -45,7 +45,7 @@ impl Rig {
     /// Runs what is queued, and what that queues; returns the number of runs.
     pub(crate) fn run_all(&self) -> usize {
         let runs = std::iter::from_fn(|| self.next()).map(|g| {
-            g.run().into_g().into_iter().for_each(|g| self.schedule(g));
+            g.run().into_iter().for_each(|g| self.schedule(g));
         });
         runs.count()
     }

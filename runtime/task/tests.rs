@@ -4,7 +4,7 @@
 mod panics;
 
 use super::rig::{AngryHook, Rig};
-use super::{G, GList, JoinError, JoinHandle, Ran, Schedule, from_waker};
+use super::{G, GList, JoinError, JoinHandle, Schedule, from_waker};
 use std::collections::HashSet;
 use std::future::{pending, poll_fn, ready};
 use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
@@ -120,7 +120,7 @@ fn wake_during_run() {
         if polls == 3 { Poll::Ready(polls) } else { Poll::Pending }
     }));
     let g = rig.next().unwrap();
-    let Ran::Yielded(g) = g.run() else { panic!("the wake is lost") };
+    let g = g.run().expect("the wake is lost");
     assert!(rig.next().is_none(), "two Gs");
     rig.schedule(g);
     assert_eq!(rig.run_all(), 2);
@@ -203,7 +203,7 @@ fn notify_by_task_ref() {
     let g = task.notify().unwrap();
     assert_eq!(g.info().id(), join.id());
     assert!(task.notify().is_none() && rig.next().is_none());
-    assert!(matches!(g.run(), Ran::Parked));
+    assert!(g.run().is_none());
     assert_eq!(polls.load(SeqCst), 2);
     assert!(from_waker(&woken().1).is_none());
 
