@@ -193,7 +193,7 @@ impl Runtime {
         let threads = without_p(|| sched.wait_ended(deadline));
         // What `Drop` would do is done, or does itself when the last thread ends.
         self.forget();
-        if threads == 0 { Ok(()) } else { Err(StillRunning { threads, tasks: sched.running() }) }
+        if threads == 0 { Ok(()) } else { Err(StillRunning { threads, tasks: sched.owned.running() }) }
     }
 
     /// Shuts the runtime down without waiting for it.

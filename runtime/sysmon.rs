@@ -320,7 +320,8 @@ impl Seen {
             *self = Seen::default();
         }
         let before = *self;
-        *self = Seen { tick: p.schedtick.load(Ordering::Relaxed), holder: Some(m.id), cpu: m.cpu_ns(), ..before };
+        let cpu = sys::thread_cpu_ns(m.thread());
+        *self = Seen { tick: p.schedtick.load(Ordering::Relaxed), holder: Some(m.id), cpu, ..before };
         let cpu_before = if self.holder == before.holder { before.cpu } else { self.cpu };
         let middle = last.midpoint(now).max(now.saturating_sub(LATE_NS / 2));
         self.stuck = (self.tick, self.holder) == (before.tick, before.holder);
@@ -343,7 +344,7 @@ impl Seen {
         if works || self.starved == Some(self.cpu) {
             return false;
         }
-        let waits = if keep_ps { self.stuck } else { m.is_waiting() };
+        let waits = if keep_ps { self.stuck } else { sys::is_waiting(m.thread()) };
         self.starved = (!waits).then_some(self.cpu);
         waits
     }

@@ -4,7 +4,7 @@
 use super::wake::Orders;
 use super::{M, Sched};
 use crate::runtime::idle::{MId, Role};
-use crate::runtime::task::TaskInfo;
+use crate::runtime::task::quietly;
 use crate::runtime::wake_list::WakeList;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -89,11 +89,6 @@ impl Sched {
         }
     }
 
-    /// The tasks and closures that are under way.
-    pub(crate) fn running(&self) -> Vec<TaskInfo> {
-        self.owned.running()
-    }
-
     /// For sysmon: a nap with a time limit, not a safety net. True: all threads have ended.
     pub(crate) fn have_ended_within(&self, time: Duration) -> bool {
         let waited = self.ended.wait_timeout_while(self.threads.lock(), time, |threads| !threads.ended);
@@ -155,7 +150,7 @@ impl M {
             sched.cancel_all();
         }
         self.ends.set(true);
-        Sched::hook(&sched.config.on_thread_stop);
+        sched.config.on_thread_stop.iter().for_each(quietly);
         let mut threads = sched.threads.lock();
         threads.retiring -= usize::from(retires);
         // `stop` comes before its lock: so either that counts this M no more, or this one sees it here.

@@ -90,7 +90,8 @@ pub(crate) struct Sched {
     pub(crate) blocking_late: AtomicBool,
     /// Each has an M on its way.
     errands: Mutex<VecDeque<Errand>>,
-    owned: OwnedTasks,
+    /// The tasks and closures that are not done.
+    pub(crate) owned: OwnedTasks,
     pub(crate) netpoll: Arc<Netpoll>,
     procs: u32,
     pub(crate) config: Config,
@@ -320,13 +321,6 @@ impl Sched {
     pub(crate) fn passes_batons(netpoll: &Arc<Netpoll>) -> bool {
         current(|m| m.is_some_and(|m| m.p.get().is_some() && Arc::ptr_eq(&m.sched.netpoll, netpoll) && m.has_p()))
     }
-
-    /// Runs a hook; a panic in it is its own affair (trap S23).
-    pub(crate) fn hook(hook: &Option<Box<dyn Fn() + Send + Sync>>) {
-        if let Some(hook) = hook {
-            task::quietly(hook);
-        }
-    }
 }
 
 impl task::Schedule for Sched {
@@ -384,16 +378,6 @@ impl P {
 }
 
 impl MShared {
-    /// The CPU time of its thread, in nanoseconds.
-    pub(crate) fn cpu_ns(&self) -> u64 {
-        super::sys::thread_cpu_ns(self.thread())
-    }
-
-    /// Does its thread wait in the kernel?
-    pub(crate) fn is_waiting(&self) -> bool {
-        super::sys::is_waiting(self.thread())
-    }
-
     pub(crate) fn thread(&self) -> i32 {
         self.thread.load(Ordering::Relaxed)
     }
@@ -452,7 +436,8 @@ impl M {
                 m.reset_spinning();
             }
         }
-        Sched::hook(&m.sched.config.on_thread_start);
+        // A panic in it is its own affair (trap S23).
+        m.sched.config.on_thread_start.iter().for_each(task::quietly);
         if orders == Orders::Block {
             m.run_blocking();
         }

@@ -82,7 +82,7 @@ impl Sched {
         if self.stopping() || std::mem::replace(&mut self.threads.lock().refusal_told, true) {
             return;
         }
-        let mut polled: Vec<String> = self.running().iter().map(TaskInfo::to_string).collect();
+        let mut polled: Vec<String> = self.owned.running().iter().map(TaskInfo::to_string).collect();
         let more = polled.len().saturating_sub(NAMED);
         polled.truncate(NAMED);
         let (polled, more) = (polled.join("; "), if more > 0 { format!("; and {more} more") } else { String::new() });
