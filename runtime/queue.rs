@@ -61,10 +61,7 @@ impl Local {
 
     /// Moves up to `n` tasks here from the global queue. Go's `globrunqget`.
     pub(crate) fn refill(&self, global: &Global, n: usize) {
-        let mut batch = global.pop_batch(n);
-        while let Some(g) = batch.pop_front() {
-            self.worker.push(g);
-        }
+        global.pop_batch(n).for_each(|g| self.worker.push(g));
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -162,7 +159,7 @@ impl Global {
     }
 
     pub(crate) fn pop(&self) -> Option<G> {
-        self.pop_batch(1).pop_front()
+        self.pop_batch(1).next()
     }
 
     pub(crate) fn pop_batch(&self, n: usize) -> GList {
@@ -170,7 +167,7 @@ impl Global {
             return GList::default();
         }
         let mut list = self.list.lock();
-        let batch = iter::from_fn(|| list.pop_front()).take(n).collect();
+        let batch = list.by_ref().take(n).collect();
         self.len.store(list.len(), Ordering::Relaxed);
         batch
     }

@@ -192,7 +192,7 @@ impl Sysmon<'_> {
         }
         sched.netpoll.pass_batons(&mut list);
         let mut any = false;
-        while let Some(g) = list.pop() {
+        for g in &mut list.gs {
             any = true;
             sched.route(g, |g| sched.global.push(g));
         }

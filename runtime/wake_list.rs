@@ -90,9 +90,7 @@ impl WakeList {
 
     /// Schedules the own tasks wherever they belong, then wakes and drops the rest. For callers that are not a P.
     pub(crate) fn deliver(&mut self) {
-        while let Some(g) = self.gs.pop_front() {
-            g.submit();
-        }
+        self.gs.by_ref().for_each(G::submit);
         self.wake_foreign();
     }
 
@@ -119,7 +117,7 @@ impl WakeList {
     }
 
     pub(crate) fn pop(&mut self) -> Option<G> {
-        self.gs.pop_front()
+        self.gs.next()
     }
 
     fn rest(&mut self) -> &mut Rest {

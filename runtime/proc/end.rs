@@ -4,7 +4,7 @@
 use super::wake::Orders;
 use super::{M, Sched};
 use crate::runtime::idle::{MId, Role};
-use crate::runtime::task::quietly;
+use crate::runtime::task::{G, quietly};
 use crate::runtime::wake_list::WakeList;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -34,9 +34,7 @@ impl Sched {
     /// The runtime ends: drops every task that no M is running. Each M does so when it ends, not only the last: an M may
     /// be in a poll that waits for what is dropped here.
     fn cancel_all(&self) {
-        for g in self.owned.cancel_all() {
-            g.cancel();
-        }
+        self.owned.cancel_all().for_each(G::cancel);
         self.cancel_queued();
     }
 
@@ -45,9 +43,7 @@ impl Sched {
         let mut queued = self.global.pop_batch(usize::MAX);
         queued.append(&mut self.blocking.pop_batch(usize::MAX));
         let any = !queued.is_empty();
-        while let Some(g) = queued.pop_front() {
-            g.cancel();
-        }
+        queued.for_each(G::cancel);
         any
     }
 

@@ -301,7 +301,7 @@ impl M {
                 // A timer that is due would end the next wait at once.
                 sched.expire_timers(sched.now(), list);
                 // Every P is busy; their Ms look at the global queue before they rest.
-                while let Some(g) = list.pop() {
+                for g in &mut list.gs {
                     sched.route(g, |g| sched.global.push(g));
                 }
                 sched.wakep();
@@ -362,7 +362,7 @@ impl M {
 
     /// Queues a harvest behind what waits already; then foreign wakers run.
     fn queue_all(&self, list: &mut WakeList, lane: Lane) {
-        while let Some(g) = list.pop() {
+        for g in &mut list.gs {
             self.sched.route(g, |g| match lane {
                 Lane::Due => self.local.push_due(g),
                 Lane::Back => self.local.push(g),

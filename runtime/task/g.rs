@@ -194,17 +194,6 @@ impl GList {
         self.splice(task, task, 1);
     }
 
-    pub(crate) fn pop_front(&mut self) -> Option<G> {
-        // SAFETY: what is in the list came by `into_raw`, and leaves it here.
-        let g = unsafe { G::from_raw(self.head?) };
-        self.head = g.take_next();
-        if self.head.is_none() {
-            self.tail = None;
-        }
-        self.len -= 1;
-        Some(g)
-    }
-
     /// Moves all of `other` behind what is here.
     pub(crate) fn append(&mut self, other: &mut GList) {
         let GList { head, tail, len } = *ManuallyDrop::new(mem::take(other));
@@ -229,6 +218,22 @@ impl GList {
         }
         self.tail = Some(tail);
         self.len += len;
+    }
+}
+
+/// Takes out what it gives, from the front.
+impl Iterator for GList {
+    type Item = G;
+
+    fn next(&mut self) -> Option<G> {
+        // SAFETY: what is in the list came by `into_raw`, and leaves it here.
+        let g = unsafe { G::from_raw(self.head?) };
+        self.head = g.take_next();
+        if self.head.is_none() {
+            self.tail = None;
+        }
+        self.len -= 1;
+        Some(g)
     }
 }
 

@@ -106,7 +106,7 @@ fn a_new_g_owns_the_queue_link() {
         let through_a_list = |g| {
             let mut list = GList::default();
             list.push_back(g);
-            list.pop_front().unwrap()
+            list.next().unwrap()
         };
         let g = g_of(&waker).unwrap();
         let other = thread::spawn(move || g_of(&waker).map(through_a_list));

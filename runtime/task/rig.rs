@@ -39,7 +39,7 @@ impl Rig {
     }
 
     pub(crate) fn next(&self) -> Option<G> {
-        self.queue.lock().pop_front()
+        self.queue.lock().next()
     }
 
     /// Runs what is queued, and what that queues; returns the number of runs.
@@ -53,9 +53,7 @@ impl Rig {
     /// As a runtime shuts down; see `owned.rs`. Nobody else runs tasks, so there is nothing to wait for.
     pub(crate) fn shutdown(&self) {
         self.owned.cancel_all().for_each(G::cancel);
-        while let Some(g) = self.next() {
-            g.cancel();
-        }
+        std::iter::from_fn(|| self.next()).for_each(G::cancel);
     }
 
     pub(crate) fn unjoined(&self) -> usize {

@@ -509,13 +509,13 @@ fn lists_are_fifo() {
     assert_eq!((front.len(), back.is_empty()), (5, true));
     back.append(&mut front);
     for join in joins {
-        let g = back.pop_front().unwrap();
+        let g = back.next().unwrap();
         assert_eq!(g.info().id(), join.id());
         // SAFETY: straight from `into_raw`.
         unsafe { G::from_raw(g.into_raw()) }.finish();
         assert!(result(join).is_ok());
     }
-    assert!(back.pop_front().is_none() && front.is_empty());
+    assert!(back.next().is_none() && front.is_empty());
     rig.end();
 }
 
