@@ -140,20 +140,12 @@ impl Sched {
 
     /// A parked M for something that may block, or else a new one.
     fn find_thread(&self) -> bool {
-        match self.idle.take_m() {
-            Some(m) => self.order(m, Orders::Block),
-            None => return self.start_m(Orders::Block).is_ok(),
-        }
-        true
+        self.idle.take_m().map(|m| self.order(m, Orders::Block)).is_some() || self.start_m(Orders::Block).is_ok()
     }
 
     /// The poller, where no other can be had.
     fn send_poller(&self) -> bool {
-        let found = self.idle.take_poller();
-        if found {
-            self.netpoll.netpoll_break();
-        }
-        found
+        self.idle.take_poller().then(|| self.netpoll.netpoll_break()).is_some()
     }
 
     /// Finds a thread for an errand; that of the poller only where it must be. Gives it back if none can be had.
