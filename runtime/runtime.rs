@@ -7,10 +7,12 @@ use super::stuck::StuckTask;
 use super::task::{JoinHandle, TaskInfo};
 use std::any::Any;
 use std::cell::RefCell;
+use std::ffi::OsString;
 use std::fmt;
 use std::io;
 use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
+use std::num::NonZeroUsize;
 use std::panic::{Location, resume_unwind};
 use std::pin::pin;
 use std::sync::Arc;
@@ -66,10 +68,10 @@ impl Builder {
         /// How many bytes of stack each thread gets: std's default unless set.
         fn thread_stack_size(bytes: usize) { config.stack_size = Some(bytes) }
 
-        /// Called on each of the runtime's threads before it does anything else. A panic in it is caught.
+        /// Called on each thread that runs tasks before it does anything else. A panic in it is caught.
         fn on_thread_start(f: impl Fn() + Send + Sync + 'static) { config.on_thread_start = Some(Box::new(f)) }
 
-        /// Called on each of the runtime's threads when it has done everything else. A panic in it is caught.
+        /// Called on each thread that runs tasks when it has done everything else. A panic in it is caught.
         fn on_thread_stop(f: impl Fn() + Send + Sync + 'static) { config.on_thread_stop = Some(Box::new(f)) }
 
         /// Called when a task has kept a worker's place for long in one poll: some 4 ms of waiting, or 10 ms of CPU time.
@@ -95,23 +97,29 @@ impl Builder {
         if self.config.thread_name.as_ref().is_some_and(|name| name.contains('\0')) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "thread_name must not contain a NUL byte"));
         }
+        let procs = procs(self.workers, std::env::var_os("GOPARK_PROCS"), thread::available_parallelism)?;
+        let sched = Sched::new(procs, self.config)?;
         // Dropped, it stops what has been started.
-        let runtime = Runtime { handle: Handle { sched: Sched::new(procs(self.workers)?, self.config)? } };
+        let runtime = Runtime { handle: Handle { sched } };
         runtime.handle.sched.start()?;
         Ok(runtime)
     }
 }
 
-fn procs(workers: Option<usize>) -> io::Result<u32> {
-    let valid = |n: usize| u32::try_from(n).ok().filter(|n| (1..=4096).contains(n));
-    let env = std::env::var_os("GOPARK_PROCS").map(|text| text.to_string_lossy().into_owned());
+/// How many Ps: what was asked for, by `workers` or else by the environment, or as many as there are CPUs.
+fn procs(
+    workers: Option<usize>,
+    env: Option<OsString>,
+    cpus: impl FnOnce() -> io::Result<NonZeroUsize>,
+) -> io::Result<u32> {
+    let env = env.map(|text| text.to_string_lossy().into_owned());
     let (asked, how) = match (workers, env) {
         (Some(n), _) => (Some(n), format!("workers({n})")),
         (None, Some(text)) => (text.trim().parse().ok(), format!("GOPARK_PROCS={text}")),
-        (None, None) => return Ok(thread::available_parallelism().ok().and_then(|n| valid(n.get())).unwrap_or(1)),
+        (None, None) => return Ok(cpus().map_or(1, |n| n.get().min(4096) as u32)),
     };
     let invalid = || io::Error::new(io::ErrorKind::InvalidInput, format!("{how}: want a number from 1 to 4096"));
-    asked.and_then(valid).ok_or_else(invalid)
+    asked.filter(|n| (1..=4096).contains(n)).map(|n| n as u32).ok_or_else(invalid)
 }
 
 impl fmt::Debug for Builder {
@@ -528,4 +536,24 @@ pub async fn yield_now() {
         Poll::Pending
     })
     .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn procs_asked_for_and_counted() {
+        let procs = |workers, env: Option<&str>, cpus: usize| {
+            let cpus = || NonZeroUsize::new(cpus).ok_or_else(|| io::ErrorKind::Unsupported.into());
+            procs(workers, env.map(OsString::from), cpus).ok()
+        };
+        assert_eq!([1, 64, 4096, 5000].map(|cpus| procs(None, None, cpus)), [1, 64, 4096, 4096].map(Some));
+        assert_eq!(procs(None, None, 0), Some(1), "nobody knows");
+        assert_eq!((procs(None, Some(" 3 "), 8), procs(Some(2), Some("3"), 8)), (Some(3), Some(2)));
+        assert_eq!(
+            (procs(None, Some("four"), 8), procs(Some(0), None, 8), procs(Some(4097), None, 8)),
+            (None, None, None)
+        );
+    }
 }
