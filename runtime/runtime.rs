@@ -100,7 +100,7 @@ impl Builder {
         let procs = procs(self.workers, std::env::var_os("GOPARK_PROCS"), thread::available_parallelism)?;
         let sched = Sched::new(procs, self.config)?;
         // Dropped, it stops what has been started.
-        let runtime = Runtime { handle: Handle { sched } };
+        let runtime = Runtime { handle: Handle { sched }, waits: true };
         runtime.handle.sched.start()?;
         Ok(runtime)
     }
@@ -143,6 +143,8 @@ impl fmt::Debug for Builder {
 #[derive(Debug)]
 pub struct Runtime {
     handle: Handle,
+    /// Whether its drop waits for the end.
+    waits: bool,
 }
 
 impl Runtime {
@@ -193,28 +195,20 @@ impl Runtime {
     /// [`StillRunning`], if a poll or a closure was still under way. It goes on, and the runtime ends when it does.
     /// Called by one of the runtime's own tasks, it is that task: the error then comes at once. The destructors of a thread's
     /// own variables (`thread_local!`) are not waited for.
-    pub fn shutdown_timeout(self, timeout: Duration) -> Result<(), StillRunning> {
-        let sched = self.handle.sched.clone();
+    pub fn shutdown_timeout(mut self, timeout: Duration) -> Result<(), StillRunning> {
+        self.waits = false;
+        let sched = &self.handle.sched;
         sched.stop();
         let now = Instant::now();
         let deadline = if sched.is_inside() { Some(now) } else { now.checked_add(timeout) };
         let threads = without_p(|| sched.wait_ended(deadline));
-        // What `Drop` would do is done, or does itself when the last thread ends.
-        self.forget();
         if threads == 0 { Ok(()) } else { Err(StillRunning { threads, tasks: sched.owned.running() }) }
     }
 
     /// Shuts the runtime down without waiting for it.
-    pub fn shutdown_background(self) {
-        self.handle.sched.stop();
-        self.forget();
-    }
-
-    /// Goes without `Drop`.
-    fn forget(self) {
-        let this = std::mem::ManuallyDrop::new(self);
-        // SAFETY: read once, out of a value that is never used or dropped again.
-        drop(unsafe { std::ptr::read(&this.handle) });
+    pub fn shutdown_background(mut self) {
+        // Its drop stops it.
+        self.waits = false;
     }
 }
 
@@ -222,7 +216,7 @@ impl Drop for Runtime {
     fn drop(&mut self) {
         let sched = &self.handle.sched;
         sched.stop();
-        if !sched.is_inside() {
+        if self.waits && !sched.is_inside() {
             without_p(|| sched.wait_ended(None));
         }
     }
