@@ -68,11 +68,6 @@ impl Local {
         self.worker.len()
     }
 
-    /// Takes everything out, what would run next first (trap S3).
-    pub(crate) fn drain(&self, remote: &Remote) -> GList {
-        iter::from_fn(|| self.pop_due().or_else(|| remote.take_next()).or_else(|| self.worker.pop())).collect()
-    }
-
     /// Takes half of another M's queues and returns the first of it. Go's `runqsteal`.
     pub(crate) fn steal(&self, from: &Remote) -> Option<G> {
         let half = |from: &Stealer<G>, to| insist(|| from.steal_batch_and_pop(to));
@@ -111,7 +106,7 @@ impl Remote {
         from_ptr(self.next.swap(ptr::null_mut(), Ordering::AcqRel))
     }
 
-    /// Takes everything out, as `Local::drain` does.
+    /// Takes everything out, what would run next first (trap S3).
     pub(crate) fn drain(&self) -> GList {
         let steal = |from: &Stealer<G>| insist(|| from.steal());
         let next = || steal(&self.due).or_else(|| self.take_next()).or_else(|| steal(&self.stealer));
@@ -280,7 +275,7 @@ mod tests {
         q.global.push(last);
         q.local.push_due(due);
         assert!(q.remote.set_next(next).is_none());
-        let all = q.local.drain(&q.remote);
+        let all = q.remote.drain();
         assert_eq!((all.len(), q.local.len(), q.remote.is_empty()), (302, 0, true));
         // Before what is there already.
         q.global.push_front(all);

@@ -145,7 +145,6 @@ impl M {
         if !retires {
             sched.cancel_all();
         }
-        self.ends.set(true);
         sched.config.on_thread_stop.iter().for_each(quietly);
         let mut threads = sched.threads.lock();
         threads.retiring -= usize::from(retires);

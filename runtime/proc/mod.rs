@@ -163,8 +163,6 @@ pub(crate) struct M {
     aside: Cell<u32>,
     /// It ends because it had nothing to do for long.
     retires: Cell<bool>,
-    /// It has nothing left to do but to call its stop hook.
-    ends: Cell<bool>,
     /// Tasks taken from the run-next slot in a row.
     streak: Cell<u32>,
     tick: Cell<u32>,
@@ -415,7 +413,6 @@ impl M {
             spinning: Cell::new(false),
             aside: Cell::new(0),
             retires: Cell::new(false),
-            ends: Cell::new(false),
             streak: Cell::new(0),
             tick: Cell::new(0),
             check: find::Check::default(),

@@ -244,7 +244,7 @@ impl M {
     pub(super) fn lost_p(&self) {
         self.p.set(None);
         self.reset_spinning();
-        self.sched.global.push_front(self.local.drain(&self.shared.remote));
+        self.sched.global.push_front(self.shared.remote.drain());
         if !self.sched.global.is_empty() || self.sched.netpoll.has_batons() {
             self.sched.wakep();
         }
@@ -279,7 +279,7 @@ impl M {
         let Some(p) = self.p.get() else { return };
         self.reset_spinning();
         // Order: what ran next comes first (trap S3).
-        self.sched.global.push_front(self.local.drain(&self.shared.remote));
+        self.sched.global.push_front(self.shared.remote.drain());
         if self.let_go() {
             self.sched.hand_on(p);
         } else {
@@ -290,7 +290,7 @@ impl M {
     /// Goes on with a P if one is idle, without otherwise. Go's `exitsyscall`.
     fn retake_p(&self) {
         // Not at the end: nobody would look at this M's queue again.
-        if self.p.get().is_none() && !self.ends.get() && !self.sched.stopping() {
+        if self.p.get().is_none() && !self.retires.get() && !self.sched.stopping() {
             if let Some(p) = self.sched.idle.acquire() {
                 self.take_p(p, false);
             }
