@@ -23,15 +23,12 @@ impl Parker {
 
     /// Waits for the token and takes it. Exact: it returns for no other reason. One thread only may call this.
     pub(crate) fn park(&self) {
-        self.park_until(None);
+        self.park_for(None);
     }
 
-    /// The same, but only so long. False: no token came.
-    pub(crate) fn park_timeout(&self, time: Duration) -> bool {
-        self.park_until(Some(Instant::now() + time))
-    }
-
-    fn park_until(&self, end: Option<Instant>) -> bool {
+    /// The same, but only so long, if there is a limit. False: no token came.
+    pub(crate) fn park_for(&self, limit: Option<Duration>) -> bool {
+        let end = limit.map(|limit| Instant::now() + limit);
         let word = &self.state.word;
         let early = word.compare_exchange(EMPTY, PARKED, Ordering::Relaxed, Ordering::Relaxed).is_err();
         if cfg!(gopark_mutant = "park_no_recheck") {
@@ -113,7 +110,7 @@ mod models {
             let parker = Arc::new(Parker::new());
             let there = parker.clone();
             let thread = loom::thread::spawn(move || there.unpark());
-            if !parker.park_timeout(Duration::ZERO) {
+            if !parker.park_for(Some(Duration::ZERO)) {
                 parker.park();
             }
             thread.join().unwrap();

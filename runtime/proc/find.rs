@@ -273,16 +273,11 @@ impl M {
     /// Waits for orders. If there are more threads than Ps, one that gets none for long ends.
     fn wait_parked(&self) -> Idled {
         let (sched, parker) = (&*self.sched, &self.shared.parker);
-        let mut ordered = false;
-        while !ordered && sched.has_more_threads_than_ps() {
-            ordered = parker.park_timeout(KEEP);
-            if !ordered && sched.retire(self.shared.id) {
+        while !parker.park_for(sched.has_more_threads_than_ps().then_some(KEEP)) {
+            if sched.retire(self.shared.id) {
                 self.retires.set(true);
                 return Idled::Exit;
             }
-        }
-        if !ordered {
-            parker.park();
         }
         let orders = *self.shared.orders.lock();
         if self.follow(orders) { Idled::Again } else { Idled::Exit }
