@@ -45,7 +45,7 @@
 //! 6. `runtime/sysmon.rs`, `runtime/stuck.rs`, `runtime/places.rs`, `runtime/blocking.rs`, `runtime/time.rs`, `runtime/runtime.rs`: what is built on it.
 //! 7. `net/fd.rs`, `net/socket.rs`, `net/stream.rs`, then the sockets; `net/dial.rs`, `net/listen.rs`, `net/copy.rs`.
 
-// The models build the rooms that have models, and little of it is used from outside them.
+// The models build the floors below the scheduler, and little of that is used without it.
 #![cfg_attr(gopark_loom, allow(dead_code, unused_imports, unreachable_pub))]
 
 #[cfg(not(target_os = "linux"))]

@@ -2,32 +2,20 @@
 
 #[cfg(not(gopark_loom))]
 pub(crate) mod blocking;
-#[cfg(not(gopark_loom))]
 pub(crate) mod budget;
 pub(crate) mod hold;
 pub(crate) mod idle;
-#[cfg(not(gopark_loom))]
 pub(crate) mod netpoll;
-/// The rooms of the netpoller that need no kernel.
-#[cfg(gopark_loom)]
-pub(crate) mod netpoll {
-    mod brk;
-    mod deadline;
-    pub(crate) mod slot;
-    mod until;
-}
 pub(crate) mod park;
 pub(crate) mod places;
 #[cfg(not(gopark_loom))]
 pub(crate) mod poll_gate;
 #[cfg(not(gopark_loom))]
 pub(crate) mod proc;
-#[cfg(not(gopark_loom))]
 pub(crate) mod queue;
 #[cfg(not(gopark_loom))]
 #[allow(clippy::module_inception)]
 pub(crate) mod runtime;
-#[cfg(not(gopark_loom))]
 pub(crate) mod stuck;
 pub(crate) mod sync;
 pub(crate) mod sys;
