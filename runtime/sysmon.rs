@@ -1,7 +1,7 @@
 //! Sysmon: Go's thread of the same name (runtime/proc.go). It needs no P, and sees what the Ms are too busy to see.
 
 use super::idle::{MId, PId};
-use super::proc::{Errand, MShared, P, Sched};
+use super::proc::{MShared, P, Sched};
 use super::stuck::StuckTask;
 use super::sync::Mutex;
 use super::sys;
@@ -43,7 +43,7 @@ const LATE_NS: u64 = 10_000_000;
 
 /// What it remembers from one look to the next.
 struct Sysmon<'a> {
-    sched: &'a Sched,
+    sched: &'a Arc<Sched>,
     seen: Vec<Seen>,
     /// When it looked last.
     last: u64,
@@ -54,9 +54,9 @@ struct Sysmon<'a> {
     reports: Arc<Reports>,
 }
 
-/// Calls of `on_stuck_task`, which one thread makes, one after the other: the hook may want a lock that a stuck task
-/// holds. `None`: that thread is done.
-type Reports = Mutex<Option<VecDeque<Errand>>>;
+/// What `on_stuck_task` is to be told, by one thread, one after the other: the hook may want a lock that a stuck task
+/// holds. A report stays until the hook is back, so where there is none, nobody is at work.
+type Reports = Mutex<VecDeque<(StuckTask, Arc<MShared>)>>;
 
 /// What it remembers of the runtime's end.
 #[derive(Default)]
@@ -90,13 +90,12 @@ struct Seen {
     asleep: bool,
     /// It was in this poll when last looked at, too.
     stuck: bool,
-    told: bool,
 }
 
 impl Sched {
     /// The thread's life: until all Ms have ended. While they come to their end, what they wait for may need the network
     /// and the timers still.
-    pub(crate) fn sysmon(&self) {
+    pub(crate) fn sysmon(self: &Arc<Self>) {
         sys::prepare_fences();
         let (seen, now) = (vec![Seen::default(); self.ps().len()], self.now());
         let reports = Arc::default();
@@ -211,10 +210,9 @@ impl Sysmon<'_> {
     /// wakes an idle M. Where there is no idle P, takes one from an M that is stuck: one that computes, after `CPU_NS`; one
     /// that waits in the kernel, after `WAIT_NS`. What wants to run and gets no CPU is left alone: another thread would get
     /// none either. Go's `retake`.
-    fn retake(&mut self) {
+    fn retake(&self) {
         let sched = self.sched;
-        for n in 0..self.seen.len() {
-            let (seen, p) = (self.seen[n], &sched.ps()[n]);
+        for (n, (p, seen)) in sched.ps().iter().zip(&self.seen).enumerate() {
             let Some(m) = p.holder().filter(|m| Some(m.id) == seen.holder) else { continue };
             let all_busy = sched.idle.idle_ps() == 0;
             let waits = (seen.asleep || seen.stuck) && (p.has_work() || !sched.idle.has_poller());
@@ -225,7 +223,7 @@ impl Sysmon<'_> {
                 continue;
             }
             let takes = all_busy && sched.work_waiting() && !sched.config.keep_ps;
-            let tells = sched.config.on_stuck_task.is_some() && !seen.told;
+            let tells = sched.config.on_stuck_task.is_some();
             if !(takes || tells) || !seen.took_long(self.last) {
                 continue;
             }
@@ -233,7 +231,6 @@ impl Sysmon<'_> {
             // It may have moved on.
             let same_poll =
                 || p.schedtick.load(Ordering::Relaxed) == seen.tick && p.holder().is_some_and(|now| now.id == m.id);
-            self.seen[n].told |= tells;
             if let Some(task) = m.to_be_told(same_poll).filter(|_| tells) {
                 let duration = Duration::from_nanos(self.last.saturating_sub(seen.since));
                 let cpu_time = Duration::from_nanos(seen.cpu.saturating_sub(seen.since_cpu)).min(duration);
@@ -246,36 +243,32 @@ impl Sysmon<'_> {
     }
 
     /// Tells `on_stuck_task`, if there is a thread for it.
-    fn tell(&self, mut stuck: StuckTask, m: Arc<MShared>) {
-        let Some(sched) = self.sched.this() else { return };
-        let report = move || {
-            // The poll may have ended by then.
-            stuck.backtrace = backtrace_of(m.thread()).filter(|_| m.running() == Some(stuck.task));
-            sched.config.on_stuck_task.iter().for_each(|hook| hook(&stuck));
-        };
+    fn tell(&self, stuck: StuckTask, m: Arc<MShared>) {
         let mut reports = self.reports.lock();
-        let at_work = reports.is_some();
-        let waiting = reports.get_or_insert_default();
-        if waiting.len() < REPORTS {
-            waiting.push_back(Box::new(report));
+        let at_work = !reports.is_empty();
+        if reports.len() < REPORTS {
+            reports.push_back((stuck, m));
         }
         drop(reports);
         if at_work {
             return;
         }
-        let there = self.reports.clone();
-        let next = move || {
-            let mut reports = there.lock();
-            let report = reports.as_mut().and_then(VecDeque::pop_front);
-            if report.is_none() {
-                *reports = None;
+        let (sched, reports) = (self.sched.clone(), self.reports.clone());
+        let work = move || {
+            let mut next = reports.lock().front().cloned();
+            while let Some((mut stuck, m)) = next {
+                quietly(|| {
+                    // The poll may have ended by then.
+                    stuck.backtrace = backtrace_of(m.thread()).filter(|_| m.running() == Some(stuck.task));
+                    sched.config.on_stuck_task.iter().for_each(|hook| hook(&stuck));
+                });
+                let mut reports = reports.lock();
+                reports.pop_front();
+                next = reports.front().cloned();
             }
-            report
         };
-        let work = move || std::iter::from_fn(&next).for_each(quietly);
         if self.sched.send(Box::new(work), false).is_err() {
-            let dropped = self.reports.lock().take();
-            drop(dropped);
+            self.reports.lock().clear();
         }
     }
 
@@ -326,7 +319,6 @@ impl Seen {
         let middle = last.midpoint(now).max(now.saturating_sub(LATE_NS / 2));
         self.stuck = (self.tick, self.holder) == (before.tick, before.holder);
         if !self.stuck {
-            self.told = false;
             self.since = middle;
             self.since_cpu = cpu_before.midpoint(self.cpu).max(self.cpu.saturating_sub(LATE_NS / 2));
         }

@@ -120,7 +120,7 @@ struct Threads {
 }
 
 /// What sysmon leaves to an M, since it is user code, and may block.
-pub(crate) type Errand = Box<dyn FnOnce() + Send>;
+type Errand = Box<dyn FnOnce() + Send>;
 
 /// A P: what goes with the right to run. Alone in its cache lines, since its M writes to it at each poll (two, because x86
 /// fetches them in pairs).
@@ -255,10 +255,6 @@ impl Sched {
 
     pub(crate) fn ps(&self) -> &[P] {
         &self.ps[..self.procs as usize]
-    }
-
-    pub(crate) fn this(&self) -> Option<Arc<Sched>> {
-        self.this.upgrade()
     }
 
     /// When the first timer of all is due.
