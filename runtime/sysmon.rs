@@ -190,14 +190,7 @@ impl Sysmon<'_> {
             sched.expire_timers(sched.now(), &mut list);
         }
         sched.netpoll.pass_batons(&mut list);
-        let mut any = false;
-        for g in &mut list.gs {
-            any = true;
-            sched.route(g, |g| sched.global.push(g));
-        }
-        if any {
-            sched.wakep();
-        }
+        list.submit();
         if !list.has_foreign() {
             list.wake_foreign();
         } else if let Err(errand) = sched.send(Box::new(move || list.wake_foreign()), true) {

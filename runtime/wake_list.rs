@@ -88,9 +88,14 @@ impl WakeList {
         self.rest.as_mut()?.alarms.pop_front()
     }
 
-    /// Schedules the own tasks wherever they belong, then wakes and drops the rest. For callers that are not a P.
-    pub(crate) fn deliver(&mut self) {
+    /// Schedules the own tasks wherever they belong. For callers that are not a P.
+    pub(crate) fn submit(&mut self) {
         self.gs.by_ref().for_each(G::submit);
+    }
+
+    /// The same, then wakes and drops the rest.
+    pub(crate) fn deliver(&mut self) {
+        self.submit();
         self.wake_foreign();
     }
 

@@ -296,9 +296,7 @@ impl M {
                 // A timer that is due would end the next wait at once.
                 sched.expire_timers(sched.now(), list);
                 // Every P is busy; their Ms look at the global queue before they rest.
-                for g in &mut list.gs {
-                    sched.route(g, |g| sched.global.push(g));
-                }
+                list.submit();
                 sched.wakep();
                 list.wake_foreign();
                 if back == Back::Job {
@@ -393,7 +391,7 @@ impl M {
 
 impl Sched {
     /// Gives a harvested task to `here`, unless it is another runtime's.
-    pub(crate) fn route(&self, g: G, here: impl FnOnce(G)) {
+    pub(super) fn route(&self, g: G, here: impl FnOnce(G)) {
         if g.belongs_to(std::ptr::from_ref(self).cast()) { here(g) } else { g.submit() }
     }
 }
