@@ -2,6 +2,7 @@
 
 use super::{M, Sched};
 use crate::runtime::idle::{Back, PId, Role};
+use crate::runtime::queue::Local;
 use crate::runtime::task::G;
 use crate::runtime::timer::NEVER;
 use crate::runtime::wake_list::WakeList;
@@ -116,13 +117,13 @@ impl M {
         let ask_network = self.check.begin(tick, now);
         let list = &mut *self.list.borrow_mut();
         self.sched.expire_timers(now, list);
-        self.queue_all(list, Lane::Due);
+        self.queue_all(list, Local::push_due);
         self.p.get()?;
         self.relieve_neighbour(now);
         if ask_network {
             // "False" is as good: another M polls.
             self.sched.netpoll.netpoll(list);
-            self.queue_all(list, Lane::Back);
+            self.queue_all(list, Local::push);
             self.p.get()?;
         }
         self.sched.global.pop()
@@ -181,7 +182,7 @@ impl M {
             if next <= now {
                 let list = &mut *self.list.borrow_mut();
                 self.sched.expire_timers(now, list);
-                if let Some(g) = self.take_first(list, Lane::Due) {
+                if let Some(g) = self.take_first(list, Local::push_due) {
                     return Some(g);
                 }
                 self.p.get()?;
@@ -194,7 +195,7 @@ impl M {
         let list = &mut *self.list.borrow_mut();
         while self.sched.netpoll.has_batons() {
             self.sched.netpoll.pass_batons(list);
-            if let Some(g) = self.take_first(list, Lane::Back) {
+            if let Some(g) = self.take_first(list, Local::push) {
                 return Some(g);
             }
             self.p.get()?;
@@ -308,7 +309,7 @@ impl M {
         if list.gs.len() > 1 {
             self.check.begin(self.tick.get(), sched.now());
         }
-        self.take_first(list, Lane::Back).map_or(Idled::Again, Idled::Found)
+        self.take_first(list, Local::push).map_or(Idled::Again, Idled::Found)
     }
 
     /// Rests until somebody has a use for it; an idle P is use enough.
@@ -338,10 +339,10 @@ impl M {
     }
 
     /// The first task of a harvest is this M's next; the rest are queued in order.
-    fn take_first(&self, list: &mut WakeList, lane: Lane) -> Option<G> {
+    fn take_first(&self, list: &mut WakeList, push: impl Fn(&Local, G) + Copy) -> Option<G> {
         if list.has_foreign() {
             // Foreign wakers may block: no task waits in this thread's hands meanwhile.
-            self.queue_all(list, lane);
+            self.queue_all(list, push);
             return None;
         }
         let mut first = None;
@@ -349,17 +350,14 @@ impl M {
             let Some(g) = list.pop() else { break };
             self.sched.route(g, |g| first = Some(g));
         }
-        self.queue_all(list, lane);
+        self.queue_all(list, push);
         first
     }
 
-    /// Queues a harvest behind what waits already; then foreign wakers run.
-    fn queue_all(&self, list: &mut WakeList, lane: Lane) {
+    /// Queues a harvest behind what waits already, or before it (`push_due`: timers); then foreign wakers run.
+    fn queue_all(&self, list: &mut WakeList, push: impl Fn(&Local, G)) {
         for g in &mut list.gs {
-            self.sched.route(g, |g| match lane {
-                Lane::Due => self.local.push_due(g),
-                Lane::Back => self.local.push(g),
-            });
+            self.sched.route(g, |g| push(&self.local, g));
         }
         self.share_backlog();
         if list.has_foreign() && self.has_p() {
@@ -394,15 +392,6 @@ impl Sched {
     pub(super) fn route(&self, g: G, here: impl FnOnce(G)) {
         if g.belongs_to(std::ptr::from_ref(self).cast()) { here(g) } else { g.submit() }
     }
-}
-
-/// Where a harvest is queued.
-#[derive(Clone, Copy)]
-enum Lane {
-    /// Behind what waits already.
-    Back,
-    /// Before it: timers.
-    Due,
 }
 
 /// How an M's rest ended.
