@@ -16,6 +16,7 @@ thread_local! {
 }
 
 /// Runs one poll with a fresh budget. True: it used up all of it.
+#[inline]
 pub(crate) fn with_budget(poll: impl FnOnce()) -> bool {
     LEFT.set(Some(UNITS));
     poll();

@@ -474,7 +474,9 @@ fn sleep_polled_elsewhere_during_the_poll_that_armed_it() {
         let [mut dropped, mut back] = [sleep_until(start + HOUR), sleep_until(start + HOUR)];
         poll_fn(|cx| {
             // Near ones may be ready by now, where the machine is busy.
-            near.iter_mut().for_each(|sleep| drop(Pin::new(sleep).poll(cx)));
+            for sleep in &mut near {
+                let _ = Pin::new(sleep).poll(cx);
+            }
             assert!(Pin::new(&mut dropped).poll(cx).is_pending() && Pin::new(&mut back).poll(cx).is_pending());
             let (dropped, waited) = (mem::replace(&mut dropped, sleep_until(start)), near.pop().unwrap());
             thread::spawn(move || {
