@@ -110,7 +110,19 @@ impl Gate {
     /// May an operation make its system call?
     #[inline]
     pub(crate) fn begin(&self, side: Side) -> Begin {
-        self.slot(side).begin()
+        let begin = self.slot(side).begin();
+        if let Begin::Shut(Shut::Expired) = begin {
+            self.expired(side);
+        }
+        begin
+    }
+
+    /// Whoever sees that one direction's deadline has passed finds the other's passed, too, if it has: each has a timer of
+    /// its own, which may be on its way still.
+    #[cold]
+    fn expired(&self, side: Side) {
+        let other = if side == Side::Read { Side::Write } else { Side::Read };
+        self.serve(|list| self.netpoll.fire(self.slot(other).id(), self.now(), list));
     }
 
     /// After the system call. `left`: it did not drain the kernel.

@@ -179,8 +179,11 @@ pub(crate) fn epoll_pwait2(ep: BorrowedFd<'_>, events: &mut Events, timeout: Dur
         // An epoll instance is readable while it has events. Whatever ends the wait, the next call looks.
         let mut readable = libc::pollfd { fd: ep_fd, events: libc::POLLIN, revents: 0 };
         // SAFETY: one pollfd, which outlives the call, as `ts` does; the mask as above.
-        unsafe { libc::ppoll(&mut readable, 1, &raw const ts, mask) };
-        return epoll_wait(ep, events, 0);
+        let waited = check(unsafe { libc::ppoll(&mut readable, 1, &raw const ts, mask) }.into());
+        let refused = waited.is_err_and(|e| e.kind() != io::ErrorKind::Interrupted);
+        // Not even that (a limit of no descriptors, a filter): milliseconds, rounded up, are better than to spin.
+        let rest = if refused { timeout.as_millis().saturating_add(1).try_into().unwrap_or(i32::MAX) } else { 0 };
+        return epoll_wait(ep, events, rest);
     }
     // SAFETY: that call has said how many there are.
     unsafe { fill(events, n) }

@@ -36,7 +36,7 @@ const POLL_NS: u64 = 10_000_000;
 const WAIT_NS: u64 = 4_000_000;
 /// So much CPU time it may use. Go's `forcePreemptNS`.
 const CPU_NS: u64 = 10_000_000;
-/// So many calls of `on_stuck_task` may wait for one that does not return.
+/// So many calls of `on_stuck_task` there may be, with one that does not return.
 const REPORTS: usize = 1000;
 /// So late a look may be and still tell when a poll began.
 const LATE_NS: u64 = 10_000_000;

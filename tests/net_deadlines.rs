@@ -267,6 +267,29 @@ fn write_timeout_fluctuation() {
     });
 }
 
+/// Where both directions have one deadline, who has seen it pass in one has seen it pass in the other: both are one moment,
+/// though a timer each.
+#[test]
+fn deadline_of_both_directions_is_one_moment() {
+    let _alone = alone(60);
+    runtime(2).run(async {
+        let (stream, _peer) = pair().await;
+        for n in 0..3000 {
+            stream.set_deadline(Some(Instant::now() + Duration::from_micros(20))).unwrap();
+            let seen = |result: io::Result<usize>| result.is_err_and(|e| e.kind() == ErrorKind::TimedOut);
+            let (read, write) = (|| stream.try_read(&mut [0]), || stream.try_write(b"x"));
+            if n % 2 == 0 {
+                while !seen(read()) {}
+                assert!(seen(write()), "{n}");
+            } else {
+                while !seen(write()) {}
+                assert!(seen(read()), "{n}");
+            }
+            gopark::yield_now().await;
+        }
+    });
+}
+
 /// From a nanosecond to a tenth of a second: each ends a read, none early.
 fn various_deadlines(workers: usize) {
     let _alone = alone(60);

@@ -23,7 +23,8 @@ sends its next message when the last one is back; and HTTP servers, where a mess
 cell, K rounds (9); per round, each peer once for S seconds (1), from a fresh process, in rotating order. Then the parts,
 each of which is a bench of its own and says more (`benches PART --help`), with as many rounds as there unless --rounds
 says how many. Last a table: medians, a ratio to a peer with its quartiles for each aim, and whether gopark reaches it. An
-aim in nanoseconds means something on the machine that it was set on only. All of it takes some twenty minutes.
+aim in nanoseconds means something on the machine that it was set on only; beside it stands its ratio to tokio's figure
+there. All of it takes some twenty minutes.
 
   --only ..         some cells, by name or by the start of it: 2w/1 2w/64 2w/512 2w/4000 2w/64x16k 2w/http1 2w/http16
                     and the same with 1p/
@@ -316,26 +317,75 @@ fn rows(found: &Found) -> Vec<Row> {
     let faster = found.spread.as_ref().map(spread::faster);
     row(Kind::Spread, "1,000 tasks of 20 us, times faster", Unit::Times, &[Aim::Value(1.8)], faster);
 
+    // Nanoseconds as they were set, on a faster machine, and the same as ratios to what tokio had there.
     let micro = |name| found.micro.as_ref().map(|figures| micro::row(figures, name));
-    row(Kind::Micro, "spawn, from inside", nanos, &[Aim::Value(180.0)], micro("spawn inside"));
-    row(Kind::Micro, "spawn, from outside", nanos, &[Aim::Value(170.0)], micro("spawn outside"));
-    row(Kind::Micro, "yield", nanos, &[Aim::Value(19.0)], micro("yield"));
-    row(Kind::Micro, "pair of tasks, by oneshot", nanos, &[Aim::Value(400.0)], micro("oneshot pairs"));
-    row(Kind::Micro, "message through a channel", nanos, &[Aim::Value(80.0)], micro("channel"));
-    row(Kind::Micro, "chained spawn", nanos, &[Aim::Value(110.0)], micro("chained spawn"));
-    row(Kind::Micro, "1,000 wakes, from inside", nanos, &[Aim::Value(50.0)], micro("storm inside"));
-    row(Kind::Micro, "1,000 wakes, from outside", nanos, &[Aim::Value(75.0)], micro("storm outside"));
+    row(Kind::Micro, "spawn, from inside", nanos, &[Aim::Value(180.0), Aim::Of(0.47, "tokio")], micro("spawn inside"));
+    row(
+        Kind::Micro,
+        "spawn, from outside",
+        nanos,
+        &[Aim::Value(170.0), Aim::Of(0.49, "tokio")],
+        micro("spawn outside"),
+    );
+    row(Kind::Micro, "yield", nanos, &[Aim::Value(19.0), Aim::Of(0.90, "tokio")], micro("yield"));
+    row(
+        Kind::Micro,
+        "pair of tasks, by oneshot",
+        nanos,
+        &[Aim::Value(400.0), Aim::Of(0.83, "tokio")],
+        micro("oneshot pairs"),
+    );
+    row(Kind::Micro, "message through a channel", nanos, &[Aim::Value(80.0), Aim::Of(0.90, "tokio")], micro("channel"));
+    row(Kind::Micro, "chained spawn", nanos, &[Aim::Value(110.0), Aim::Of(0.64, "tokio")], micro("chained spawn"));
+    row(
+        Kind::Micro,
+        "1,000 wakes, from inside",
+        nanos,
+        &[Aim::Value(50.0), Aim::Of(0.83, "tokio")],
+        micro("storm inside"),
+    );
+    row(
+        Kind::Micro,
+        "1,000 wakes, from outside",
+        nanos,
+        &[Aim::Value(75.0), Aim::Of(0.86, "tokio")],
+        micro("storm outside"),
+    );
     row(Kind::Micro, "sleep, beyond the clock's reading", nanos, &[Aim::Value(17.0)], micro("sleep"));
-    row(Kind::Micro, "sleep, a million alive", nanos, &[Aim::Value(120.0)], micro("million sleeps"));
+    row(
+        Kind::Micro,
+        "sleep, a million alive",
+        nanos,
+        &[Aim::Value(120.0), Aim::Of(0.61, "tokio")],
+        micro("million sleeps"),
+    );
 
     let sleepers = |name| found.sleepers.as_ref().map(|(figures, _)| sleepers::column(figures, name));
     let each = sleepers("CPU time").zip(found.sleepers.as_ref()).map(|(mut samples, (_, count))| {
         samples.iter_mut().flat_map(|row| &mut row.1).for_each(|time| *time /= *count as f64);
         samples
     });
-    row(Kind::Sleepers, "sleeps up to 100 ms: CPU time each", nanos, &[Aim::Value(1.5e3)], each);
-    row(Kind::Sleepers, "sleeps up to 100 ms: late, p50", nanos, &[Aim::Value(0.1e6)], sleepers("late, p50"));
-    row(Kind::Sleepers, "sleeps up to 100 ms: late, p99", nanos, &[Aim::Value(8e6)], sleepers("late, p99"));
+    row(
+        Kind::Sleepers,
+        "sleeps up to 100 ms: CPU time each",
+        nanos,
+        &[Aim::Value(1.5e3), Aim::Of(0.84, "tokio")],
+        each,
+    );
+    row(
+        Kind::Sleepers,
+        "sleeps up to 100 ms: late, p50",
+        nanos,
+        &[Aim::Value(0.1e6), Aim::Of(0.07, "tokio")],
+        sleepers("late, p50"),
+    );
+    row(
+        Kind::Sleepers,
+        "sleeps up to 100 ms: late, p99",
+        nanos,
+        &[Aim::Value(8e6), Aim::Of(0.80, "tokio")],
+        sleepers("late, p99"),
+    );
     rows
 }
 

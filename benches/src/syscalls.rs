@@ -50,10 +50,10 @@ pub(crate) const CLASSES: [(&str, &[i64]); 4] = [
 ];
 
 #[cfg(target_arch = "x86_64")]
-const WAITS: &[i64] = &[libc::SYS_epoll_wait, libc::SYS_epoll_pwait, libc::SYS_epoll_pwait2];
+const WAITS: &[i64] = &[libc::SYS_epoll_wait, libc::SYS_epoll_pwait, libc::SYS_epoll_pwait2, libc::SYS_ppoll];
 /// Newer architectures never had the first one.
 #[cfg(not(target_arch = "x86_64"))]
-const WAITS: &[i64] = &[libc::SYS_epoll_pwait, libc::SYS_epoll_pwait2];
+const WAITS: &[i64] = &[libc::SYS_epoll_pwait, libc::SYS_epoll_pwait2, libc::SYS_ppoll];
 
 /// Calls since some beginning: one number for each class, and all.
 pub(crate) type Counts = [u64; CLASSES.len() + 1];

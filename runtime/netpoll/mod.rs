@@ -135,16 +135,19 @@ impl Netpoll {
         while let Some(alarm) = list.pop_alarm() {
             match alarm {
                 Alarm::Retry(id) => self.table.slot(id).into_iter().for_each(|slot| slot.edge(id.fdseq, false, list)),
-                Alarm::Deadline(id) => {
-                    let side = if id.slot % 4 == Side::Read as u32 { Side::Read } else { Side::Write };
-                    let (deadline, slots) = self.desc(id).deadline(side);
-                    if deadline.fire(now, id, slots, &self.timers, list) {
-                        self.timer_added(self.timers.next_when());
-                    }
-                }
+                Alarm::Deadline(id) => self.fire(id, now, list),
             }
         }
         self.keep_batons(list);
+    }
+
+    /// Looks whether a deadline has passed: that of the slot with this name.
+    pub(crate) fn fire(&self, id: SlotId, now: u64, list: &mut WakeList) {
+        let side = if id.slot % 4 == Side::Read as u32 { Side::Read } else { Side::Write };
+        let (deadline, slots) = self.desc(id).deadline(side);
+        if deadline.fire(now, id, slots, &self.timers, list) {
+            self.timer_added(self.timers.next_when());
+        }
     }
 
     /// Wakes every waiter; later operations and registrations are refused.

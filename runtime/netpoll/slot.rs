@@ -141,7 +141,7 @@ impl Slot {
     pub(crate) fn open(&self, fdseq: u32, start: Start) {
         // A baton of an earlier generation may still come by and look: not without the lock.
         self.lock();
-        // Release pairs with the Acquire of whoever comes by way of the descriptor's token; it gives the lock back.
+        // Release pairs with the Acquire of whoever comes by way of the descriptor's name; it gives the lock back.
         self.word.store(u64::from(fdseq) << FDSEQ | start as u64, Ordering::Release);
     }
 

@@ -15,8 +15,8 @@ use std::task::{Context, Poll, Waker};
 
 /// All that a task knows of its scheduler.
 ///
-/// Each task holds an `Arc` of it, and whoever lets go of a completed task last drops that: the scheduler's own drop has
-/// to be fit for any thread.
+/// Each task holds an `Arc` of it, and whoever lets go of a completed task last gives that back: the scheduler's own
+/// drop has to be fit for any thread.
 pub(crate) trait Schedule: Send + Sync + 'static {
     /// Queues a task that was woken or aborted: Go's `ready`. Called from any thread, at any time, under anybody's locks:
     /// must run nobody's code, and must not lose the `G`, not even when the runtime is shutting down.
@@ -241,7 +241,7 @@ where
         }
     }
 
-    /// Drops the `Arc` of the scheduler and nothing else: future, output and join waker are long gone, each at the hands
+    /// Gives the `Arc` of the scheduler back and drops nothing else: future, output and join waker are long gone, each at the hands
     /// of its owner. So the drop of a waker, which may come anywhere, runs none of the task's code (S16).
     unsafe fn dealloc(task: NonNull<Header>) {
         // SAFETY: the caller released the last reference; the pointer is from the Box in `alloc`.
