@@ -136,7 +136,11 @@ impl Gate {
 
     /// Is there anything to try for? Observes only.
     pub(crate) fn is_ready(&self, side: Side) -> io::Result<bool> {
-        Ok(self.slot(side).ready()?)
+        let ready = self.slot(side).ready();
+        if ready == Err(Shut::Expired) {
+            self.expired(side);
+        }
+        Ok(ready?)
     }
 
     /// Go's `runtime_pollWait`, to be polled: false if there is news, so that the caller looks again.

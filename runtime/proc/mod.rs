@@ -170,6 +170,7 @@ pub(crate) struct M {
     rng: Cell<u64>,
     /// Empty between uses; kept for its storage.
     list: RefCell<WakeList>,
+    /// What tasks that were freed held of the scheduler, for new ones.
     spares: RefCell<Vec<Arc<Sched>>>,
     /// The address of the task that it polls.
     polled: Cell<*const ()>,

@@ -147,7 +147,7 @@ impl M {
     /// Notes a timer, if `waker` is that of the task which this M polls.
     #[inline]
     fn note(&self, timer: &mut Timer, at: Instant, waker: &Waker) -> bool {
-        if task::from_waker(waker).is_none_or(|task| task.address() != self.polled.get()) {
+        if waker.data() != self.polled.get() || task::from_waker(waker).is_none() {
             return false;
         }
         let Some((note, key)) = self.notes.add(at).or_else(|| self.make_room(at, waker)) else { return false };

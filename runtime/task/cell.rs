@@ -241,8 +241,8 @@ where
         }
     }
 
-    /// Gives the `Arc` of the scheduler back and drops nothing else: future, output and join waker are long gone, each at the hands
-    /// of its owner. So the drop of a waker, which may come anywhere, runs none of the task's code (S16).
+    /// Gives the `Arc` of the scheduler back and drops nothing else: future, output and join waker are long gone, each at
+    /// the hands of its owner. So the drop of a waker, which may come anywhere, runs none of the task's code (S16).
     unsafe fn dealloc(task: NonNull<Header>) {
         // SAFETY: the caller released the last reference; the pointer is from the Box in `alloc`.
         let cell = unsafe { Box::from_raw(task.cast::<Self>().as_ptr()) };

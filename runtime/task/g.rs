@@ -130,7 +130,7 @@ impl G {
         ptr::eq(self.header().scheduler, scheduler)
     }
 
-    /// To tell whether a waker is this task's.
+    /// What its wakers have for data.
     pub(crate) fn address(&self) -> *const () {
         self.0.as_ptr().cast()
     }
@@ -276,11 +276,6 @@ impl TaskRef<'_> {
             Notify::Submit => Some(G(self.task)),
             Notify::Nothing => None,
         }
-    }
-
-    /// As [`G::address`].
-    pub(crate) fn address(&self) -> *const () {
-        self.task.as_ptr().cast()
     }
 
     /// As [`G::belongs_to`].
