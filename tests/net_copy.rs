@@ -935,8 +935,8 @@ fn refused_pipe_size() {
 
 /// There are no descriptors for pipes, and then there are.
 #[test]
-fn out_of_descriptors() {
-    in_a_child("out_of_descriptors", || {
+fn no_descriptors_for_a_pipe() {
+    in_a_child("no_descriptors_for_a_pipe", || {
         // To look at a stuck thread, sysmon needs a descriptor for a moment.
         gopark::Builder::new().workers(2).retake(false).build().unwrap().run(async {
             let limit = |soft: u64| {

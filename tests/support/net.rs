@@ -142,7 +142,12 @@ impl Pattern {
     }
 
     pub fn bytes(&self, n: usize) -> Vec<u8> {
-        self.bytes.iter().copied().cycle().skip(self.at % PERIOD).take(n).collect()
+        let (mut rest, mut bytes) = (self.clone(), Vec::with_capacity(n));
+        while bytes.len() < n {
+            bytes.extend_from_slice(rest.peek(n - bytes.len()));
+            rest.at = self.at + bytes.len();
+        }
+        bytes
     }
 }
 
