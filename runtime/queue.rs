@@ -18,7 +18,8 @@ use std::ptr::{self, NonNull};
 /// met at its lock. Idle Ms find a long local queue as well as a global one.
 pub(crate) struct Local {
     worker: Worker<G>,
-    /// Tasks whose timer has expired: late already, they do not go behind what was spawned a moment ago.
+    /// Tasks whose timer has expired, and what was harvested for whoever has a P: late already, they do not go behind what was
+    /// spawned a moment ago.
     due: Worker<G>,
 }
 
@@ -44,7 +45,7 @@ impl Local {
         self.worker.push(g);
     }
 
-    /// Queues a task whose timer has expired.
+    /// Queues a task that is late already.
     pub(crate) fn push_due(&self, g: G) {
         self.due.push(g);
     }
@@ -61,11 +62,32 @@ impl Local {
 
     /// Moves up to `n` tasks here from the global queue. Go's `globrunqget`.
     pub(crate) fn refill(&self, global: &Global, n: usize) {
-        global.pop_batch(n).for_each(|g| self.worker.push(g));
+        let Lists { due, tasks } = global.take(n);
+        due.for_each(|g| self.push_due(g));
+        tasks.for_each(|g| self.push(g));
     }
 
+    /// Takes up to `n` tasks that are due out of the global queue, to run them in turn with what is here, and for every
+    /// `EACH` of them another one, or the others would wait for as long as there are such; with `one`, returns one more.
+    pub(crate) fn look_at(&self, global: &Global, n: usize, one: bool) -> Option<G> {
+        const EACH: usize = 3;
+        if global.is_empty() {
+            return None;
+        }
+        let (due, tasks, g) = global.change(|lists| {
+            let g = if one { lists.tasks.next() } else { None };
+            let due: GList = lists.due.by_ref().take(n).collect();
+            let tasks: GList = lists.tasks.by_ref().take(due.len() / EACH).collect();
+            (due, tasks, g)
+        });
+        due.for_each(|g| self.push_due(g));
+        tasks.for_each(|g| self.push(g));
+        g
+    }
+
+    /// How much waits here, the run-next slot apart.
     pub(crate) fn len(&self) -> usize {
-        self.worker.len()
+        self.worker.len() + self.due.len()
     }
 
     /// Takes half of another M's queues and returns the first of it. Go's `runqsteal`.
@@ -106,12 +128,12 @@ impl Remote {
         from_ptr(self.next.swap(ptr::null_mut(), Ordering::AcqRel))
     }
 
-    /// Takes everything out, what would run next first (trap S3).
-    pub(crate) fn drain(&self) -> GList {
-        let steal = |from: &Stealer<G>| insist(|| from.steal());
-        let next = || steal(&self.due).or_else(|| self.take_next()).or_else(|| steal(&self.stealer));
-        // No more than there is now: its owner may come back to it.
-        iter::from_fn(next).take(self.due.len() + self.stealer.len() + 1).collect()
+    /// Takes everything out (trap S3). No more than there is now: its owner may come back to it.
+    fn drain(&self) -> Lists {
+        let all = |from: &Stealer<G>| iter::from_fn(|| insist(|| from.steal())).take(from.len()).collect();
+        let mut lists = Lists { due: all(&self.due), tasks: self.take_next().into_iter().collect() };
+        lists.tasks.append(&mut all(&self.stealer));
+        lists
     }
 
     /// Is there anything to steal?
@@ -133,38 +155,67 @@ fn from_ptr(raw: *mut Header) -> Option<G> {
 /// The queue of all Ps. Go's `sched.runq`.
 #[derive(Debug, Default)]
 pub(crate) struct Global {
-    list: Mutex<GList>,
+    lists: Mutex<Lists>,
     /// For a look without the lock. Changed under it.
     len: AtomicUsize,
 }
 
+/// Tasks in two queues, as an M has them.
+#[derive(Debug, Default)]
+struct Lists {
+    due: GList,
+    tasks: GList,
+}
+
 impl Global {
     pub(crate) fn push(&self, g: G) {
-        let mut list = self.list.lock();
-        list.push_back(g);
-        self.len.store(list.len(), Ordering::Relaxed);
+        self.change(|lists| lists.tasks.push_back(g));
     }
 
-    /// Puts tasks before all others: they come from a local queue, and have waited there.
-    pub(crate) fn push_front(&self, mut first: GList) {
-        let mut list = self.list.lock();
-        first.append(&mut list);
-        *list = first;
-        self.len.store(list.len(), Ordering::Relaxed);
+    /// Queues what somebody has harvested who has no P.
+    pub(crate) fn push_due(&self, gs: &mut GList) {
+        self.change(|lists| lists.due.append(gs));
+    }
+
+    /// Puts a task before the others: it was here already.
+    pub(crate) fn push_front(&self, g: G) {
+        self.change(|lists| lists.tasks.prepend(iter::once(g).collect()));
+    }
+
+    /// Takes all that an M has, and puts it before the others of its kind, since it has waited there. False: there was
+    /// nothing.
+    pub(crate) fn take_over(&self, from: &Remote) -> bool {
+        if from.is_empty() {
+            return false;
+        }
+        let Lists { due, tasks } = from.drain();
+        self.change(|lists| {
+            lists.due.prepend(due);
+            lists.tasks.prepend(tasks);
+        });
+        true
     }
 
     pub(crate) fn pop(&self) -> Option<G> {
         self.pop_batch(1).next()
     }
 
+    /// Takes up to `n` tasks out, what is due first.
     pub(crate) fn pop_batch(&self, n: usize) -> GList {
+        let Lists { mut due, mut tasks } = self.take(n);
+        due.append(&mut tasks);
+        due
+    }
+
+    fn take(&self, n: usize) -> Lists {
         if self.is_empty() {
-            return GList::default();
+            return Lists::default();
         }
-        let mut list = self.list.lock();
-        let batch = list.by_ref().take(n).collect();
-        self.len.store(list.len(), Ordering::Relaxed);
-        batch
+        self.change(|lists| {
+            let due: GList = lists.due.by_ref().take(n).collect();
+            let tasks = lists.tasks.by_ref().take(n - due.len()).collect();
+            Lists { due, tasks }
+        })
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -173,6 +224,13 @@ impl Global {
 
     pub(crate) fn len(&self) -> usize {
         self.len.load(Ordering::Relaxed)
+    }
+
+    fn change<R>(&self, f: impl FnOnce(&mut Lists) -> R) -> R {
+        let mut lists = self.lists.lock();
+        let result = f(&mut lists);
+        self.len.store(lists.due.len() + lists.tasks.len(), Ordering::Relaxed);
+        result
     }
 }
 
@@ -267,7 +325,7 @@ mod tests {
 
     /// Trap S3: nothing stays where its thread no longer looks; and in what order it goes to the global queue.
     #[test]
-    fn drain_and_push_front() {
+    fn take_over_and_look_at() {
         let mut q = Rigged::new();
         let [due, next] = [q.make(), q.make()];
         q.push(300);
@@ -275,12 +333,14 @@ mod tests {
         q.global.push(last);
         q.local.push_due(due);
         assert!(q.remote.set_next(next).is_none());
-        let all = q.remote.drain();
-        assert_eq!((all.len(), q.local.len(), q.remote.is_empty()), (302, 0, true));
         // Before what is there already.
-        q.global.push_front(all);
-        assert_eq!(q.global.len(), 303);
-        while let Some(g) = q.global.pop() {
+        assert!(q.global.take_over(&q.remote) && !q.global.take_over(&q.remote));
+        assert_eq!((q.local.len(), q.remote.is_empty(), q.global.len()), (0, true, 303));
+        // What is due goes to what is due.
+        assert!(q.local.look_at(&q.global, 1, false).is_none());
+        let due = q.local.pop_due().unwrap();
+        q.run(due);
+        while let Some(g) = q.local.look_at(&q.global, 1, true) {
             q.run(g);
         }
         q.end();

@@ -190,7 +190,7 @@ impl Sysmon<'_> {
             sched.expire_timers(sched.now(), &mut list);
         }
         sched.netpoll.pass_batons(&mut list);
-        list.submit();
+        sched.inject(&mut list);
         if !list.has_foreign() {
             list.wake_foreign();
         } else if let Err(errand) = sched.send(Box::new(move || list.wake_foreign()), true) {
@@ -273,9 +273,7 @@ impl Sysmon<'_> {
         let mut drained = false;
         for (p, seen) in sched.ps().iter().zip(&self.seen).filter(|(_, seen)| seen.stuck) {
             if let Some(m) = p.holder().filter(|m| Some(m.id) == seen.holder) {
-                let queued = m.remote.drain();
-                drained |= !queued.is_empty();
-                sched.global.push_front(queued);
+                drained |= sched.global.take_over(&m.remote);
             }
         }
         let (left, nobody_runs) = (sched.left(), self.nobody_runs());

@@ -2,13 +2,15 @@
 
 mod support;
 
+use gopark::net::UnixStream;
 use gopark::time::sleep;
 use gopark::{Builder, Runtime};
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use support::{Gate, child, is_child, watchdog};
 
 fn runtime(workers: usize) -> Runtime {
@@ -178,4 +180,58 @@ fn shutdown_timeout_with_a_slow_hook() {
     let begun = std::time::Instant::now();
     let _ = rt.shutdown_timeout(Duration::from_millis(500));
     assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+}
+
+/// Whose P was taken comes back and waits in the network, since all others are busy. What it finds there, and the timers
+/// that it finds due, do not go behind all that waits.
+#[test]
+fn timers_and_sockets_beside_a_long_queue() {
+    const FILLERS: usize = 5000;
+    const EACH: usize = 20;
+    let _watchdog = watchdog(120);
+    let rt = runtime(1);
+    let (ran, gate) = (Arc::new(AtomicUsize::new(0)), Arc::new(Gate::default()));
+    let mut woken = Vec::new();
+    let mut peers = Vec::new();
+    for n in 0..EACH {
+        let there = ran.clone();
+        let ours = rt.block_on(async {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            peers.push(theirs.into_std().unwrap());
+            ours
+        });
+        woken.push(rt.spawn(async move {
+            ours.read(&mut [0]).await.unwrap();
+            there.load(SeqCst)
+        }));
+        let there = ran.clone();
+        woken.push(rt.spawn(async move {
+            sleep(Duration::from_millis(50 + n as u64)).await;
+            there.load(SeqCst)
+        }));
+    }
+    let there = gate.clone();
+    let stuck = rt.spawn(async move { there.wait() });
+    let (told, some_ran) = channel();
+    for n in 0..FILLERS {
+        let (ran, gate, told) = (ran.clone(), gate.clone(), told.clone());
+        drop(rt.spawn(async move {
+            gate.open();
+            let begin = Instant::now();
+            while begin.elapsed() < Duration::from_micros(200) {}
+            ran.fetch_add(1, SeqCst);
+            if n == FILLERS / 10 {
+                told.send(()).unwrap();
+            }
+        }));
+    }
+    some_ran.recv().unwrap();
+    peers.into_iter().for_each(|mut peer| peer.write_all(b"x").unwrap());
+    rt.block_on(async {
+        stuck.await.unwrap();
+        for task in woken {
+            let before = task.await.unwrap();
+            assert!(before < FILLERS * 3 / 4, "woken behind {before} of {FILLERS} others");
+        }
+    });
 }

@@ -17,7 +17,7 @@ const WRITE: u32 = libc::EPOLLOUT as u32 | HANGUP;
 const CUT: u32 = (libc::EPOLLRDHUP | libc::EPOLLPRI) as u32 | HANGUP;
 
 /// Events taken by one call. A slot that was touched at the harvest is still in the cache when its task runs.
-const BATCH: usize = 64;
+pub(crate) const BATCH: usize = 64;
 
 /// One event, in the netpoller's words.
 #[derive(Debug, Clone, Copy)]

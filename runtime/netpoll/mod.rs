@@ -29,6 +29,7 @@ use crate::runtime::sys::Events;
 use crate::runtime::timer::{Clock, Timers, What};
 use crate::runtime::wake_list::{Alarm, SlotId, WakeList};
 use desc::{PollDesc, Side, Table};
+pub(crate) use epoll::BATCH;
 use epoll::{Epoll, Event};
 use slot::Start;
 use std::collections::VecDeque;
@@ -157,14 +158,14 @@ impl Netpoll {
         list.deliver();
     }
 
-    /// Polls without waiting; steps back where another poll is under way. False: it did.
-    pub(crate) fn netpoll(&self, list: &mut WakeList) -> bool {
+    /// Polls without waiting: how many events there were, of `BATCH` at most. Steps back where another poll is under way:
+    /// `None`.
+    pub(crate) fn netpoll(&self, list: &mut WakeList) -> Option<usize> {
         // Acquire pairs with the Release in `harvest`.
         if self.polling.load(Ordering::Relaxed) || self.polling.swap(true, Ordering::Acquire) {
-            return false;
+            return None;
         }
-        self.harvest(Some(Duration::ZERO), list, || self.brk.set_aside());
-        true
+        Some(self.harvest(Some(Duration::ZERO), list, || self.brk.set_aside()))
     }
 
     /// Waits for events, so long at most, or for ever. Only the M that has the poller's place (idle.rs) calls this.
@@ -181,13 +182,15 @@ impl Netpoll {
     }
 
     /// With `polling` held: one call of the backend.
-    fn harvest(&self, wait: Option<Duration>, list: &mut WakeList, broken: impl Fn()) {
+    fn harvest(&self, wait: Option<Duration>, list: &mut WakeList, broken: impl Fn()) -> usize {
+        let mut count = 0;
         let result = self.events.with_mut(|events| {
             // SAFETY: `polling` is held.
             let events = unsafe { &mut *events };
             self.epoll.poll(events, wait, |event| match event {
                 Event::Break => broken(),
                 Event::Ready { id, read, write, cut } => {
+                    count += 1;
                     let Some(desc) = self.table.get(id.slot / 4) else { return };
                     if read {
                         desc.slot(Side::Read).edge(id.fdseq, cut, list);
@@ -206,6 +209,7 @@ impl Netpoll {
         if let Err(error) = result {
             assert!(error.raw_os_error() == Some(libc::ENOMEM), "gopark: epoll failed: {error}");
         }
+        count
     }
 
     /// Ends the wait of the M that blocks here, with one write at most per sleep. Go's `netpollBreak`.

@@ -2,8 +2,9 @@
 
 use super::{M, Sched};
 use crate::runtime::idle::{Back, PId, Role};
+use crate::runtime::netpoll::BATCH;
 use crate::runtime::queue::Local;
-use crate::runtime::task::G;
+use crate::runtime::task::{G, GList};
 use crate::runtime::timer::NEVER;
 use crate::runtime::wake_list::WakeList;
 use std::cell::Cell;
@@ -16,6 +17,10 @@ const CHECK_TICKS: u32 = 61;
 const CHECK_NS: u64 = 250_000;
 /// It asks the network if nothing else has made it do so for this long. Each time costs a system call.
 const POLL_NS: u64 = 500_000;
+/// But not before all has run that was queued when it asked last, unless that takes so long. A task that it found would only
+/// wait behind that; and by then what the kernel touched to tell of it is no longer in the cache, to which 4,000 connections
+/// owe a tenth of their CPU time.
+const PATIENCE_NS: u64 = 5_000_000;
 /// Tasks that may overtake the local queue in a row (trap S2).
 const STREAK: u32 = 3;
 /// A harvest wakes another M if it holds more work than this one does in so long a time.
@@ -34,6 +39,11 @@ pub(super) struct Check {
     since: Cell<Option<(u32, u64)>>,
     /// When this M last asked the network, or had nothing else to do.
     polled: Cell<u64>,
+    /// The tick at which all has run that was queued then, and how much of it the network had brought.
+    run_at: Cell<u32>,
+    brought: Cell<usize>,
+    /// The tick of the last task that overtook all that is queued here.
+    overtaken: Cell<u32>,
     /// Nanoseconds that a task takes, by the last stretches.
     cost: Cell<u64>,
     /// Another P, the tick it was at, and when that was.
@@ -47,8 +57,13 @@ impl Check {
     }
 
     fn is_due(&self, tick: u32) -> bool {
-        // Ticks wrap.
-        self.urgent.get() || tick.wrapping_sub(self.at.get()) as i32 >= 0
+        self.urgent.get() || has_come(self.at.get(), tick)
+    }
+
+    /// The network was asked. So many tasks are queued now, of which so many came from there, now or not long before.
+    fn asked(&self, tick: u32, brought: usize, queued: usize) {
+        self.run_at.set(tick.wrapping_add(queued as u32));
+        self.brought.set(brought);
     }
 
     /// Begins a stretch of work. True: it is time to ask the network.
@@ -56,7 +71,8 @@ impl Check {
         let at_work = self.since.get().is_some();
         self.end(tick, || now);
         self.since.set(Some((tick, now)));
-        let due = self.urgent.take() || at_work && now.saturating_sub(self.polled.get()) >= POLL_NS;
+        let patience = if has_come(self.run_at.get(), tick) { POLL_NS } else { PATIENCE_NS };
+        let due = self.urgent.take() || at_work && now.saturating_sub(self.polled.get()) >= patience;
         if due || !at_work {
             self.polled.set(now);
         }
@@ -76,6 +92,11 @@ impl Check {
         let ticks = (CHECK_NS / self.cost.get().max(1)).clamp(1, CHECK_TICKS.into());
         self.at.set(tick.wrapping_add(ticks as u32));
     }
+}
+
+/// Is it this tick, or a later one? Ticks wrap.
+fn has_come(at: u32, tick: u32) -> bool {
+    tick.wrapping_sub(at) as i32 >= 0
 }
 
 impl M {
@@ -100,8 +121,8 @@ impl M {
         }
     }
 
-    /// Now and then: expired timers, the network, one task of the global queue. Nothing here may starve while the
-    /// local queue has work (trap S6).
+    /// Now and then: the network, expired timers, the global queue. Nothing there may starve while the local queue has work
+    /// (trap S6), nor the local queue while there is work there.
     fn check_around(&self) -> Option<G> {
         let tick = self.tick.get();
         let p = self.p()?;
@@ -116,17 +137,37 @@ impl M {
         let now = self.sched.now();
         let ask_network = self.check.begin(tick, now);
         let list = &mut *self.list.borrow_mut();
+        if ask_network {
+            // A batch at least, and as much as is queued of other tasks: with what is left of the last time, where patience
+            // ended early, or the queue would grow and grow.
+            let mut brought = if has_come(self.check.run_at.get(), tick) { 0 } else { self.check.brought.get() };
+            let others = self.local.len().saturating_sub(brought);
+            loop {
+                // `None` is as good: another M polls.
+                let full = self.sched.netpoll.netpoll(list) == Some(BATCH);
+                let tasks = list.gs.len();
+                brought += tasks;
+                self.queue_all(list, Local::push);
+                self.p.get()?;
+                if !full || tasks == 0 || brought >= others {
+                    break;
+                }
+            }
+            self.check.asked(tick, brought, self.local.len());
+        }
         self.sched.expire_timers(now, list);
         self.queue_all(list, Local::push_due);
         self.p.get()?;
         self.relieve_neighbour(now);
-        if ask_network {
-            // "False" is as good: another M polls.
-            self.sched.netpoll.netpoll(list);
-            self.queue_all(list, Local::push);
-            self.p.get()?;
-        }
-        self.sched.global.pop()
+        let may_overtake = tick.wrapping_sub(self.check.overtaken.get()) > STREAK;
+        let g = self.local.look_at(&self.sched.global, self.share(), may_overtake)?;
+        self.check.overtaken.set(tick);
+        Some(g)
+    }
+
+    /// Go's share of the global queue: as much as each P would get.
+    fn share(&self) -> usize {
+        (self.sched.global.len() / self.sched.ps().len() + 1).min(128)
     }
 
     /// The kernel may run something else in the place of another M, or a task may hold that up: what is in its queue
@@ -156,7 +197,9 @@ impl M {
         let (local, remote) = (&self.local, &self.shared.remote);
         let streak = self.streak.get();
         if streak < STREAK {
-            if let Some(g) = local.pop_due().or_else(|| remote.take_next()) {
+            // The last one is the slot's: nothing else ever empties it.
+            let slot_first = if streak + 1 == STREAK { remote.take_next() } else { None };
+            if let Some(g) = slot_first.or_else(|| local.pop_due()).or_else(|| remote.take_next()) {
                 self.streak.set(streak + 1);
                 return Some(g);
             }
@@ -169,10 +212,10 @@ impl M {
     fn next_beyond(&self) -> Option<G> {
         self.p.get()?;
         if !self.sched.global.is_empty() {
-            // Go's share: as much as each P would get.
-            let share = self.sched.global.len() / self.sched.ps().len() + 1;
-            self.local.refill(&self.sched.global, share.min(128));
-            if let Some(g) = self.local.pop() {
+            // Who has lost it would have to bring them back.
+            self.held_p()?;
+            self.local.refill(&self.sched.global, self.share());
+            if let Some(g) = self.local.pop_due().or_else(|| self.local.pop()) {
                 return Some(g);
             }
         }
@@ -297,7 +340,7 @@ impl M {
                 // A timer that is due would end the next wait at once.
                 sched.expire_timers(sched.now(), list);
                 // Every P is busy; their Ms look at the global queue before they rest.
-                list.submit();
+                sched.inject(list);
                 sched.wakep();
                 list.wake_foreign();
                 if back == Back::Job {
@@ -309,6 +352,7 @@ impl M {
         if list.gs.len() > 1 {
             self.check.begin(self.tick.get(), sched.now());
         }
+        self.check.asked(self.tick.get(), list.gs.len(), list.gs.len());
         self.take_first(list, Local::push).map_or(Idled::Again, Idled::Found)
     }
 
@@ -388,6 +432,17 @@ impl M {
 }
 
 impl Sched {
+    /// Queues a harvest for those who have a P. They look at the global queue once in a while only: what is due there does
+    /// not wait behind the rest of it. Go's `injectglist`.
+    pub(crate) fn inject(&self, list: &mut WakeList) {
+        let mut due = GList::default();
+        list.gs.by_ref().for_each(|g| self.route(g, |g| due.push_back(g)));
+        if !due.is_empty() {
+            self.global.push_due(&mut due);
+            self.wakep();
+        }
+    }
+
     /// Gives a harvested task to `here`, unless it is another runtime's.
     pub(super) fn route(&self, g: G, here: impl FnOnce(G)) {
         if g.belongs_to(std::ptr::from_ref(self).cast()) { here(g) } else { g.submit() }

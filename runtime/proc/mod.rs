@@ -163,7 +163,7 @@ pub(crate) struct M {
     aside: Cell<u32>,
     /// It ends because it had nothing to do for long.
     retires: Cell<bool>,
-    /// Tasks taken from the run-next slot in a row.
+    /// Tasks in a row that have overtaken the local queue.
     streak: Cell<u32>,
     tick: Cell<u32>,
     check: find::Check,
@@ -458,7 +458,7 @@ impl M {
         self.tick.set(tick);
         let Some(p) = self.held_p() else {
             // It is the oldest of those that go back.
-            self.sched.global.push_front(std::iter::once(g).collect());
+            self.sched.global.push_front(g);
             return self.sched.wakep();
         };
         p.schedtick.store(tick, Ordering::Relaxed);

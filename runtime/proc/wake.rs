@@ -173,7 +173,7 @@ impl Sched {
     /// Takes a P from an M that is stuck, unless that has given it up meanwhile, and hands it on. Go's `retake`.
     pub(crate) fn retake(&self, p: PId, from: &MShared) {
         if self.ps[p as usize].hold.retake(from) {
-            self.global.push_front(from.remote.drain());
+            self.global.take_over(&from.remote);
             self.hand_on(p);
         }
     }
@@ -244,7 +244,7 @@ impl M {
     pub(super) fn lost_p(&self) {
         self.p.set(None);
         self.reset_spinning();
-        self.sched.global.push_front(self.shared.remote.drain());
+        self.sched.global.take_over(&self.shared.remote);
         if !self.sched.global.is_empty() || self.sched.netpoll.has_batons() {
             self.sched.wakep();
         }
@@ -279,7 +279,7 @@ impl M {
         let Some(p) = self.p.get() else { return };
         self.reset_spinning();
         // Order: what ran next comes first (trap S3).
-        self.sched.global.push_front(self.shared.remote.drain());
+        self.sched.global.take_over(&self.shared.remote);
         if self.let_go() {
             self.sched.hand_on(p);
         } else {

@@ -202,6 +202,12 @@ impl GList {
         }
     }
 
+    /// Moves all of `other` before what is here.
+    pub(crate) fn prepend(&mut self, mut other: GList) {
+        other.append(self);
+        *self = other;
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.len == 0
     }
