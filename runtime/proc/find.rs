@@ -39,8 +39,9 @@ pub(super) struct Check {
     since: Cell<Option<(u32, u64)>>,
     /// When this M last asked the network, or had nothing else to do.
     polled: Cell<u64>,
-    /// The tick at which all has run that was queued then, and how much of it the network had brought.
+    /// The tick at which all has run that was queued then; how much that was, and how much of it the network had brought.
     run_at: Cell<u32>,
+    queued: Cell<usize>,
     brought: Cell<usize>,
     /// The tick of the last task that overtook all that is queued here.
     overtaken: Cell<u32>,
@@ -63,7 +64,14 @@ impl Check {
     /// The network was asked. So many tasks are queued now, of which so many came from there, now or not long before.
     fn asked(&self, tick: u32, brought: usize, queued: usize) {
         self.run_at.set(tick.wrapping_add(queued as u32));
+        self.queued.set(queued);
         self.brought.set(brought);
+    }
+
+    /// How much of what the network has brought is queued still, if it lies evenly among the rest.
+    fn left_of_the_network(&self, tick: u32) -> usize {
+        let left = (self.run_at.get().wrapping_sub(tick) as i32).max(0) as usize;
+        self.brought.get() * left / self.queued.get().max(1)
     }
 
     /// Begins a stretch of work. True: it is time to ask the network.
@@ -140,7 +148,7 @@ impl M {
         if ask_network {
             // A batch at least, and as much as is queued of other tasks: with what is left of the last time, where patience
             // ended early, or the queue would grow and grow.
-            let mut brought = if has_come(self.check.run_at.get(), tick) { 0 } else { self.check.brought.get() };
+            let mut brought = self.check.left_of_the_network(tick);
             let others = self.local.len().saturating_sub(brought);
             loop {
                 // `None` is as good: another M polls.
