@@ -19,15 +19,14 @@ fn backtrace_of(_: i32) -> Option<String> {
     None
 }
 
-/// How often it looks while anything runs; while every P is busy, and one may be stuck; and while all have been stuck for
-/// `LONG_NS` and nothing waits for them. Go starts at 20 us and slows down to 10 ms.
-const TICK: Duration = Duration::from_millis(5);
-const CLOSE_TICK: Duration = Duration::from_micros(1500);
-/// So many close looks may follow each other; each other look adds one. What shares its CPU with other processes is often in
-/// one poll for long, too, and to look at it closely all the time took 4 % of its CPU time.
-const CLOSE_LOOKS: u32 = 10;
-const STUCK_TICK: Duration = Duration::from_millis(10);
+/// How often it looks while anything runs; and while all Ps have been stuck for `LONG_NS` and nothing waits for them. Go starts
+/// at 20 us and slows down to 10 ms.
+const TICK_NS: u64 = 5_000_000;
+const STUCK_TICK_NS: u64 = 10_000_000;
 const LONG_NS: u64 = 100_000_000;
+/// While every P is busy it looks when the first of them may have to be taken, but no more often than this; and so soon after
+/// it has seen an M in a new poll, while others wait and a P is idle.
+const CLOSE_TICK_NS: u64 = 500_000;
 /// After so many looks at an idle machine it sleeps until a P is busy.
 const QUIET: u32 = 10;
 /// So long the network may go without a poll. Go's number.
@@ -49,7 +48,10 @@ struct Sysmon<'a> {
     last: u64,
     /// When it knew last that somebody had polled the network.
     polled: u64,
-    close_looks: u32,
+    /// The CPU time of each M's thread when it was last asked for.
+    clocks: Vec<u64>,
+    /// Whether the next look is one that follows a new poll.
+    follows: bool,
     end: End,
     reports: Arc<Reports>,
 }
@@ -74,9 +76,13 @@ struct Seen {
     /// Which poll of which M. (An M's ticks begin again with its next thread: once in a blue moon two polls look like one.)
     tick: u32,
     holder: Option<MId>,
-    /// The CPU time of the holder's thread.
+    /// The holder and its thread; or who held it last, and may be the next to do so.
+    thread: Option<(MId, i32)>,
+    /// The CPU time of that thread, and what part of the time between two looks it used, in percent.
     cpu: u64,
-    /// When the present poll began, and what `cpu` was then; in the middle of what is possible.
+    load: u64,
+    /// When the present poll began, in the middle of what is possible, and what `cpu` was then, by what the thread used
+    /// before.
     since: u64,
     since_cpu: u64,
     /// Since when the thread has used next to no CPU time.
@@ -104,7 +110,8 @@ impl Sched {
             seen,
             last: now,
             polled: now,
-            close_looks: CLOSE_LOOKS,
+            clocks: Vec::new(),
+            follows: false,
             end: End::default(),
             reports,
         };
@@ -134,25 +141,22 @@ impl Sched {
 }
 
 impl Sysmon<'_> {
-    fn nap(&mut self) -> Duration {
+    fn nap(&self) -> Duration {
         let long = |seen: &Seen| seen.stuck && self.last.saturating_sub(seen.since) >= LONG_NS;
-        let nap = if self.sched.idle.idle_ps() > 0 {
-            TICK
+        Duration::from_nanos(if self.sched.idle.idle_ps() > 0 {
+            if self.follows { CLOSE_TICK_NS } else { TICK_NS }
         } else if self.seen.iter().all(long) {
-            STUCK_TICK
-        } else if self.close_looks > 0 && self.seen.iter().any(|seen| seen.asleep || seen.stuck) {
-            CLOSE_TICK
+            STUCK_TICK_NS
         } else {
-            TICK
-        };
-        self.close_looks = if nap == CLOSE_TICK { self.close_looks - 1 } else { CLOSE_LOOKS.min(self.close_looks + 1) };
-        nap
+            let left = self.seen.iter().map(|seen| seen.left(self.last)).filter(|left| *left > 0);
+            left.min().unwrap_or(TICK_NS).clamp(CLOSE_TICK_NS, TICK_NS)
+        })
     }
 
     fn look(&mut self) {
         let (now, keep_ps) = (self.sched.now(), self.sched.config.keep_ps);
         for (p, seen) in self.sched.ps().iter().zip(&mut self.seen) {
-            seen.look(p, self.last, now);
+            seen.look(p, &mut self.clocks, self.last, now);
             seen.asleep = p.holder().is_some_and(|m| seen.is_asleep(m, now, keep_ps));
         }
         self.last = now;
@@ -180,11 +184,14 @@ impl Sysmon<'_> {
     }
 
     /// If nobody has polled for long, or every M may be stuck, nobody sees sockets and timers, on which a thread outside
-    /// may wait. Go's first duty of sysmon. And no M goes idle, so it is sysmon that passes the batons on (trap P23).
+    /// may wait. Go's first duty of sysmon. Nor does anybody while a P is overdue that something in the network may want. And
+    /// no M goes idle, so it is sysmon that passes the batons on (trap P23).
     fn poll_network(&mut self) {
         let (sched, mut list) = (self.sched, WakeList::default());
         let at_work = |seen: &Seen| seen.holder.is_some() && !seen.asleep;
-        let nobody_can = !sched.idle.has_poller() && !self.seen.iter().any(at_work);
+        let overdue = |seen: &Seen| seen.stuck && seen.left(self.last) == 0;
+        let overdue = sched.idle.idle_ps() == 0 && self.seen.iter().any(overdue);
+        let nobody_can = !sched.idle.has_poller() && (overdue || !self.seen.iter().any(at_work));
         if nobody_can || self.last.saturating_sub(self.polled) >= POLL_NS {
             sched.netpoll.netpoll(&mut list);
             sched.expire_timers(sched.now(), &mut list);
@@ -203,21 +210,25 @@ impl Sysmon<'_> {
     /// wakes an idle M. Where there is no idle P, takes one from an M that is stuck: one that computes, after `CPU_NS`; one
     /// that waits in the kernel, after `WAIT_NS`. What wants to run and gets no CPU is left alone: another thread would get
     /// none either. Go's `retake`.
-    fn retake(&self) {
+    fn retake(&mut self) {
         let sched = self.sched;
+        let followed = std::mem::take(&mut self.follows);
         for (n, (p, seen)) in sched.ps().iter().zip(&self.seen).enumerate() {
             let Some(m) = p.holder().filter(|m| Some(m.id) == seen.holder) else { continue };
             let all_busy = sched.idle.idle_ps() == 0;
-            let waits = (seen.asleep || seen.stuck) && (p.has_work() || !sched.idle.has_poller());
-            if !all_busy && waits {
-                sched.wakep();
+            if !all_busy && (p.has_work() || !sched.idle.has_poller()) {
+                if seen.asleep || seen.stuck {
+                    sched.wakep();
+                } else {
+                    self.follows = !followed;
+                }
             }
             if !seen.stuck {
                 continue;
             }
             let takes = all_busy && sched.work_waiting() && !sched.config.keep_ps;
             let tells = sched.config.on_stuck_task.is_some();
-            if !(takes || tells) || !seen.took_long(self.last) {
+            if !(takes || tells) || seen.left(self.last) > 0 {
                 continue;
             }
             let m = sched.m(m.id);
@@ -294,26 +305,32 @@ impl Sysmon<'_> {
 
 impl Seen {
     /// Looks at a P, and asks its M to look around.
-    fn look(&mut self, p: &P, last: u64, now: u64) {
-        let Some(m) = p.holder() else {
-            *self = Seen::default();
-            return;
-        };
-        p.attention.store(true, Ordering::Relaxed);
-        if self.holder != Some(m.id) {
+    fn look(&mut self, p: &P, clocks: &mut Vec<u64>, last: u64, now: u64) {
+        let holder = p.holder().map(|m| (m.id, m.thread()));
+        if holder.is_some() {
+            p.attention.store(true, Ordering::Relaxed);
+        }
+        let Some((id, thread)) = holder.or(self.thread) else { return };
+        if self.thread != Some((id, thread)) {
             *self = Seen::default();
         }
         let before = *self;
-        let cpu = sys::thread_cpu_ns(m.thread());
-        *self = Seen { tick: p.schedtick.load(Ordering::Relaxed), holder: Some(m.id), cpu, ..before };
-        let cpu_before = if self.holder == before.holder { before.cpu } else { self.cpu };
+        let cpu = sys::thread_cpu_ns(thread);
+        clocks.resize(clocks.len().max(id as usize + 1), 0);
+        // Of a thread that was not asked for long only this much is sure.
+        let (time, used) =
+            (now.saturating_sub(last), cpu.saturating_sub(std::mem::replace(&mut clocks[id as usize], cpu)));
+        let used = used.min(time);
+        let (tick, holder) = (p.schedtick.load(Ordering::Relaxed), holder.map(|(id, _)| id));
+        *self = Seen { tick, holder, thread: Some((id, thread)), cpu, load: used * 100 / time.max(1), ..before };
+        self.stuck = holder.is_some() && (tick, holder) == (before.tick, before.holder);
         let middle = last.midpoint(now).max(now.saturating_sub(LATE_NS / 2));
-        self.stuck = (self.tick, self.holder) == (before.tick, before.holder);
         if !self.stuck {
             self.since = middle;
-            self.since_cpu = cpu_before.midpoint(self.cpu).max(self.cpu.saturating_sub(LATE_NS / 2));
+            let polls_before = (before.load * time / 100).min(used.div_ceil(2));
+            self.since_cpu = cpu - (used - polls_before).min(LATE_NS / 2);
         }
-        self.works = self.cpu.saturating_sub(cpu_before) > now.saturating_sub(last) / 4;
+        self.works = used > time / 4;
         if !self.stuck || self.works {
             self.still = middle;
         }
@@ -332,9 +349,10 @@ impl Seen {
         waits
     }
 
-    /// Is it time to take the P from this M?
-    fn took_long(&self, now: u64) -> bool {
-        let cpu = self.cpu.saturating_sub(self.since_cpu);
-        cpu >= CPU_NS || self.asleep && now.saturating_sub(self.still) >= WAIT_NS
+    /// How long until it is time to take the P from this M, at the earliest; 0: it is.
+    fn left(&self, now: u64) -> u64 {
+        let of_cpu = CPU_NS.saturating_sub(self.cpu.saturating_sub(self.since_cpu));
+        let of_waiting = if self.asleep { WAIT_NS.saturating_sub(now.saturating_sub(self.still)) } else { of_cpu };
+        of_cpu.min(of_waiting)
     }
 }

@@ -20,8 +20,8 @@ benches blocking [--quick] [--how sleep|spin|lock|churn] [--rounds K] [--secs S]
 
 Echo servers whose handler, on a message that begins with BLOCK, keeps its thread for a second before it echoes, and what
 the others notice. 64 connections (--conns) send 100 messages of 64 bytes a second each (--rate), spread evenly in time:
-first without any block, for S seconds (3), then while two further connections, at the same time, have sent BLOCK and
-wait for their echoes; T times (3), half a second apart. How it blocks (--how):
+first without any block, for S seconds (3), then while as many further connections as there are workers have sent BLOCK,
+at the same time, and wait for their echoes; T times (3), half a second apart. How it blocks (--how):
 
   sleep   std::thread::sleep
   spin    a computation that takes a second if it has a CPU for itself
@@ -29,7 +29,7 @@ wait for their echoes; T times (3), half a second apart. How it blocks (--how):
 
 K rounds (5); per round, each peer once from a fresh process with two workers (--workers), in rotating order: gopark,
 tokio, smol, may, and go where it is in PATH. Shown are medians and, in parentheses, quartiles; ratios are formed within
-one process. `gopark, no BLOCK` is gopark once more, where the two send something else and nobody blocks: its figures
+one process. `gopark, no BLOCK` is gopark once more, where those send something else and nobody blocks: its figures
 show the noise.
 
   p50, p99         latency. It counts from the moment when a message was due, not from when the client sent it, and
@@ -45,8 +45,9 @@ show the noise.
 
 What it does not measure: more blocked handlers than workers, blocks that follow each other closely, what the threads cost
 that step in, page faults and slow disks, throughput. go sleeps in the system call, as time.Sleep would park a goroutine
-only; it has no mutex that keeps a thread, so that with lock nothing of it blocks. With spin, two
-computations and whatever serves the others meanwhile want more CPUs than two: then the kernel decides who waits.
+only; it has no mutex that keeps a thread, so that with lock nothing of it blocks. With spin,
+the computations and whatever serves the others meanwhile may want more CPUs than there are: then the kernel decides who
+waits; with one worker on two CPUs nobody does.
 
   --how churn      gopark alone: 2,000 tasks of 1 to 5 ms of pure computation, of which none keeps its thread for long
                    enough to lose its P, on two workers, with Builder::retake(true) and, in the same round, false. Tasks
@@ -56,9 +57,6 @@ computations and whatever serves the others meanwhile want more CPUs than two: t
                    shown is how many threads the runtime started: if two, there was no hand-off, as that needs a third.
                    What it does not measure: how many hand-offs there were, if any; tasks that wait, or do I/O.
 ";
-
-/// So many handlers block at the same time: as many as there are workers.
-const BLOCKERS: usize = 2;
 
 /// The niceness of the client.
 const EAGER: i32 = -10;
@@ -105,7 +103,7 @@ pub(crate) fn main(mut args: Args) -> Result<(), Failure> {
         let warm_up = pause;
         let plan =
             Plan { addr: server.addr(), conns, bytes: 64, requests: None, idle: 0, warm_up, window, rate: Some(rate) };
-        let blocks = Blocks { conns: BLOCKERS, times, length, pause, told: entrant.label != UNTOLD };
+        let blocks = Blocks { conns: workers, times, length, pause, told: entrant.label != UNTOLD };
         let (watch, start, end) = eagerly(|| load::run_blocked(&plan, &blocks, || Clocks::read(Some(&server))))?;
         server.stop()?;
         let others = end.others_since(&start);
@@ -119,7 +117,7 @@ pub(crate) fn main(mut args: Args) -> Result<(), Failure> {
     let (rows, repeated) = contest::play_rounds(&lineup.labels(), rounds, patience, &mut progress, turn)?;
     progress.pause();
     println!(
-        "{how}: {}, {} with {rate} messages a second each; {BLOCKERS} handlers block for {length:?}, {}",
+        "{how}: {}, {} with {rate} messages a second each; as many handlers block for {length:?}, {}",
         stats::count(workers, "worker"),
         stats::count(conns, "connection"),
         stats::count(times, "time"),

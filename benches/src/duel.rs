@@ -223,7 +223,7 @@ fn play_part(part: Part, peers: Peers, plan: &Plan, found: &mut Found) -> Result
     match part {
         Part::Together => {
             for conns in [1, 64] {
-                let load = Load::full(conns, 64, plan.secs);
+                let load = Load::full(conns, 64, plan.secs.min(together::SECS));
                 let samples = together::measure(&peers, &load, plan.rounds(together::ROUNDS))?;
                 together::print(&load, &samples);
                 found.together.push((conns, samples));

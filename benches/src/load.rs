@@ -91,22 +91,10 @@ impl Report {
 }
 
 /// Runs a plan. `probe` is called where the window begins and where it ends, and its two answers are returned.
-pub(crate) fn run_between<T>(plan: &Plan, probe: impl FnMut() -> io::Result<T>) -> Result<(Report, T, T), Failure> {
-    run_from(plan, || {}, probe)
-}
-
-/// The same; `connected` is called before the warm-up.
-pub(crate) fn run_from<T>(
-    plan: &Plan,
-    connected: impl FnOnce(),
-    mut probe: impl FnMut() -> io::Result<T>,
-) -> Result<(Report, T, T), Failure> {
+pub(crate) fn run_between<T>(plan: &Plan, mut probe: impl FnMut() -> io::Result<T>) -> Result<(Report, T, T), Failure> {
     let mut client = Client::new(plan)?;
     client.connect()?;
     client.connect_idle()?;
-    connected();
-    // To wait for others is no fault of the server's.
-    client.last_progress = sys::now();
     let mut pace = plan.rate.map(|rate| Pace::start(&client.epoll, plan.conns, rate)).transpose()?;
     if pace.is_none() {
         client.send_on_all(0);

@@ -1,4 +1,4 @@
-//! `benches together`: the CPU time of servers that run at the same time.
+//! `benches together`: the CPU time of servers that stand side by side and are loaded in turn.
 
 use crate::args::Args;
 use crate::contest::{Load, Progress, Rows};
@@ -8,41 +8,38 @@ use crate::stats::{self, Spread};
 use crate::{Failure, load, machine};
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::sync::{Condvar, Mutex};
-use std::time::Duration;
-use std::{fs, io, thread};
+use std::{fs, io};
 
 pub(crate) const HELP: &str = "\
 benches together [--quick] [--rounds K] [--secs S] [--conns N] [--bytes N] [--peers A,..]
 
-The CPU time per round trip of echo servers that run at the same time, with one worker each, all on one CPU; each has a
-client of its own that loads it fully, and all clients are on another CPU. 64 connections each (--conns), messages of 64
-bytes (--bytes), K rounds (9) of S seconds (1), from fresh processes that start in rotating order. Shown are medians and,
-in parentheses, quartiles; ratios are formed within one round. go takes part where it is in PATH.
+The CPU time per round trip of echo servers with one worker each, all on one CPU, while the client is on another. One of
+them at a time is loaded, fully, for 50 milliseconds; then it is the next one's turn, in an order that goes on by one each
+time. 64 connections (--conns), messages of 64 bytes (--bytes), K rounds (9) of S seconds for each server (0.5), from
+fresh processes. Shown are medians and, in parentheses, quartiles; ratios are formed within one round. go takes part
+where it is in PATH.
 
 What the machine does meanwhile falls on all alike. So a ratio strays by a percent or two here, where those of `duel`, whose
-servers run one after the other, stray by ten or more. gopark takes part twice: `gopark/gopark again` shows the noise.
+servers are loaded for a second each, stray by ten or more. gopark takes part twice: `gopark/gopark again` shows the noise.
 
-  --quick   one round of 0.2 seconds; says only that every byte was echoed
+  --quick   one round of one turn each; says only that every byte was echoed
 
 CPU time is user and system time of all threads, in nanoseconds, while the client counts. `beside` is what of it is not the
-busiest thread's, the one worker. A thread that works by the clock (a monitor) weighs as many times more here as there are
-servers, as each gets that share of a CPU only; one that works for each message (smol's) does not.
+busiest thread's, the one worker.
 
-What it does not measure: a server that has a CPU to itself (here the others take the caches and the branch predictor away
-from it, all but gopark's own twin, and more messages wait at each of its turns), throughput, latency, more than one
-worker, what it costs to wake an idle CPU, and the CPU time of the kernel outside the server's threads (see `light
---help`).
+What it does not measure: throughput, latency, more than one worker, what it costs to wake an idle CPU, and the CPU time of
+the kernel outside the server's threads (see `light --help`).
 ";
 
 pub(crate) const ROUNDS: usize = 9;
-/// Who has not connected by then never will.
-const START_LIMIT: Duration = Duration::from_secs(20);
+/// How long each server is loaded for in a round, and in one turn.
+pub(crate) const SECS: f64 = 0.5;
+const TURN: f64 = 0.05;
 
 pub(crate) fn main(mut args: Args) -> Result<(), Failure> {
     let quick = args.flag("--quick");
     let rounds = args.number("--rounds", 1..=1000)?.unwrap_or(if quick { 1 } else { ROUNDS });
-    let secs = args.number("--secs", 0.01..=3600.0)?.unwrap_or(if quick { 0.2 } else { 1.0 });
+    let secs = args.number("--secs", 0.01..=3600.0)?.unwrap_or(if quick { TURN } else { SECS });
     let conns = args.connections()?;
     let bytes = args.number("--bytes", 1..=1 << 20)?.unwrap_or(64);
     let peers = args.parsed::<Peers>("--peers", Peers::WANTS)?;
@@ -70,6 +67,7 @@ impl Cost {
     }
 }
 
+/// `load` is that of all turns of a round.
 pub(crate) fn measure(peers: &Peers, load: &Load, rounds: usize) -> Result<Rows<Cost>, Failure> {
     let (lineup, place) = (Lineup::with_ours_again(peers)?, Place::pinned()?);
     let mut samples: Rows<Cost> = lineup.labels().into_iter().map(|label| (label, Vec::new())).collect();
@@ -77,9 +75,8 @@ pub(crate) fn measure(peers: &Peers, load: &Load, rounds: usize) -> Result<Rows<
     progress.enter(&format!("together, {}", stats::count(load.conns, "connection")));
     for round in 0..rounds {
         progress.step(&format!("round {} of {rounds}", round + 1));
-        let order: Vec<usize> = (0..samples.len()).map(|turn| (turn + round) % samples.len()).collect();
-        for (index, cost) in order.iter().zip(play(&lineup, &order, &place, load)?) {
-            samples[*index].1.push(cost);
+        for (row, cost) in samples.iter_mut().zip(play(&lineup, &place, load, round)?) {
+            row.1.push(cost);
         }
     }
     progress.pause();
@@ -87,28 +84,46 @@ pub(crate) fn measure(peers: &Peers, load: &Load, rounds: usize) -> Result<Rows<
 }
 
 /// One round.
-fn play(lineup: &Lineup, order: &[usize], place: &Place, load: &Load) -> Result<Vec<Cost>, Failure> {
-    let servers = order.iter().map(|&index| lineup.start(lineup.entrants[index], 1, place));
+fn play(lineup: &Lineup, place: &Place, load: &Load, round: usize) -> Result<Vec<Cost>, Failure> {
+    let secs = load.window.as_secs_f64();
+    let turns = (secs / TURN).round().max(1.0) as usize;
+    let load = Load::full(load.conns, load.bytes, secs / turns as f64);
+    let servers = lineup.entrants.iter().map(|entrant| lineup.start(*entrant, 1, place));
     let servers = servers.collect::<Result<Vec<_>, _>>()?;
-    let gate = Gate { missing: Mutex::new(servers.len()), opens: Condvar::new() };
-    let costs = place.on_client_cpus(|| {
-        thread::scope(|scope| {
-            let clients: Vec<_> = servers.iter().map(|server| scope.spawn(|| cost(server, load, &gate))).collect();
-            clients.into_iter().map(|client| client.join().expect("no client panics")).collect::<Result<Vec<_>, _>>()
+    let mut spent = vec![Spent::default(); servers.len()];
+    place.on_client_cpus(|| {
+        (0..turns * servers.len()).try_for_each(|turn| {
+            let index = (round + turn + turn / servers.len()) % servers.len();
+            spent[index].add(&servers[index], &load)
         })
     })?;
     servers.into_iter().try_for_each(Server::stop)?;
-    Ok(costs)
+    Ok(spent.iter().map(Spent::per_trip).collect())
 }
 
-fn cost(server: &Server, load: &Load, gate: &Gate) -> Result<Cost, Failure> {
-    let (report, start, end) =
-        load::run_from(&load.plan(server.addr()), || gate.pass(), || cpu_of_threads(server.pid()))?;
-    report.check()?;
-    let spent = end.iter().map(|(thread, time)| time - start.get(thread).unwrap_or(&0));
-    let per_trip = |time: u64| time as f64 / report.round_trips() as f64;
-    let (all, busiest) = (spent.clone().sum::<u64>(), spent.max().unwrap_or_default());
-    Ok(Cost { all: per_trip(all), beside: per_trip(all - busiest) })
+#[derive(Clone, Copy, Default)]
+struct Spent {
+    all: u64,
+    busiest: u64,
+    round_trips: u64,
+}
+
+impl Spent {
+    /// One turn.
+    fn add(&mut self, server: &Server, load: &Load) -> Result<(), Failure> {
+        let (report, start, end) = load::run_between(&load.plan(server.addr()), || cpu_of_threads(server.pid()))?;
+        report.check()?;
+        let spent = end.iter().map(|(thread, time)| time - start.get(thread).unwrap_or(&0));
+        self.all += spent.clone().sum::<u64>();
+        self.busiest += spent.max().unwrap_or_default();
+        self.round_trips += report.round_trips();
+        Ok(())
+    }
+
+    fn per_trip(&self) -> Cost {
+        let per_trip = |time: u64| time as f64 / self.round_trips as f64;
+        Cost { all: per_trip(self.all), beside: per_trip(self.all - self.busiest) }
+    }
 }
 
 /// The CPU time of each thread in nanoseconds, by its number; proc_schedstat in the kernel's Documentation/scheduler.
@@ -122,22 +137,6 @@ fn cpu_of_threads(pid: i32) -> io::Result<HashMap<OsString, u64>> {
         times.insert(thread.file_name(), time.ok_or_else(|| io::Error::other("schedstat has no number"))?);
     }
     Ok(times)
-}
-
-/// Opens when all are there, so that all their windows are one: who had less company would be better off.
-struct Gate {
-    missing: Mutex<usize>,
-    opens: Condvar,
-}
-
-impl Gate {
-    fn pass(&self) {
-        let mut missing = self.missing.lock().expect("nobody panics");
-        *missing -= 1;
-        self.opens.notify_all();
-        // Where somebody failed to connect, the round fails by that; the others need not wait for ever.
-        drop(self.opens.wait_timeout_while(missing, START_LIMIT, |missing| *missing > 0));
-    }
 }
 
 pub(crate) fn print(load: &Load, samples: &Rows<Cost>) {
