@@ -48,8 +48,8 @@ struct Sysmon<'a> {
     last: u64,
     /// When it knew last that somebody had polled the network.
     polled: u64,
-    /// The CPU time of each M's thread when it was last asked for.
-    clocks: Vec<u64>,
+    /// One for each M.
+    clocks: Vec<Clock>,
     /// Whether the next look is one that follows a new poll.
     follows: bool,
     end: End,
@@ -70,19 +70,24 @@ struct End {
     cancelled: Option<u64>,
 }
 
+/// What it knows of the CPU time of an M's thread: how much it was, and when; what part of the time before that it had used,
+/// in percent.
+#[derive(Clone, Copy, Default)]
+struct Clock {
+    cpu: u64,
+    at: u64,
+    load: u64,
+}
+
 /// What it saw of a P.
 #[derive(Clone, Copy, Default)]
 struct Seen {
     /// Which poll of which M. (An M's ticks begin again with its next thread: once in a blue moon two polls look like one.)
     tick: u32,
     holder: Option<MId>,
-    /// The holder and its thread; or who held it last, and may be the next to do so.
-    thread: Option<(MId, i32)>,
-    /// The CPU time of that thread, and what part of the time between two looks it used, in percent.
+    /// The CPU time of the holder's thread.
     cpu: u64,
-    load: u64,
-    /// When the present poll began, in the middle of what is possible, and what `cpu` was then, by what the thread used
-    /// before.
+    /// When the present poll began, in the middle of what is possible, and what `cpu` was then, by what the thread uses else.
     since: u64,
     since_cpu: u64,
     /// Since when the thread has used next to no CPU time.
@@ -148,7 +153,8 @@ impl Sysmon<'_> {
         } else if self.seen.iter().all(long) {
             STUCK_TICK_NS
         } else {
-            let left = self.seen.iter().map(|seen| seen.left(self.last)).filter(|left| *left > 0);
+            let left =
+                self.seen.iter().map(|seen| seen.left(self.last).max((!seen.stuck).into())).filter(|left| *left > 0);
             left.min().unwrap_or(TICK_NS).clamp(CLOSE_TICK_NS, TICK_NS)
         })
     }
@@ -305,32 +311,37 @@ impl Sysmon<'_> {
 
 impl Seen {
     /// Looks at a P, and asks its M to look around.
-    fn look(&mut self, p: &P, clocks: &mut Vec<u64>, last: u64, now: u64) {
-        let holder = p.holder().map(|m| (m.id, m.thread()));
-        if holder.is_some() {
-            p.attention.store(true, Ordering::Relaxed);
-        }
-        let Some((id, thread)) = holder.or(self.thread) else { return };
-        if self.thread != Some((id, thread)) {
+    fn look(&mut self, p: &P, clocks: &mut Vec<Clock>, last: u64, now: u64) {
+        let Some(m) = p.holder() else {
+            *self = Seen::default();
+            return;
+        };
+        p.attention.store(true, Ordering::Relaxed);
+        if self.holder != Some(m.id) {
             *self = Seen::default();
         }
         let before = *self;
-        let cpu = sys::thread_cpu_ns(thread);
-        clocks.resize(clocks.len().max(id as usize + 1), 0);
-        // Of a thread that was not asked for long only this much is sure.
-        let (time, used) =
-            (now.saturating_sub(last), cpu.saturating_sub(std::mem::replace(&mut clocks[id as usize], cpu)));
-        let used = used.min(time);
-        let (tick, holder) = (p.schedtick.load(Ordering::Relaxed), holder.map(|(id, _)| id));
-        *self = Seen { tick, holder, thread: Some((id, thread)), cpu, load: used * 100 / time.max(1), ..before };
-        self.stuck = holder.is_some() && (tick, holder) == (before.tick, before.holder);
+        *self = Seen {
+            tick: p.schedtick.load(Ordering::Relaxed),
+            holder: Some(m.id),
+            cpu: sys::thread_cpu_ns(m.thread()),
+            ..before
+        };
+        let id = m.id as usize;
+        clocks.resize(clocks.len().max(id + 1), Clock::default());
+        let Clock { cpu, at, load } = clocks[id];
+        let (time, used) = (now.saturating_sub(at).max(1), self.cpu.saturating_sub(cpu));
+        clocks[id] = Clock { cpu: self.cpu, at: now, load: (used * 100 / time).min(100) };
+        let window = now.saturating_sub(last);
         let middle = last.midpoint(now).max(now.saturating_sub(LATE_NS / 2));
+        self.stuck = (self.tick, self.holder) == (before.tick, before.holder);
         if !self.stuck {
             self.since = middle;
-            let polls_before = (before.load * time / 100).min(used.div_ceil(2));
-            self.since_cpu = cpu - (used - polls_before).min(LATE_NS / 2);
+            // What it used more than it uses else; and the more it uses else, the less is known.
+            let polled = used.saturating_sub(load * time / 100) + load * window.min(LATE_NS) / 200;
+            self.since_cpu = self.cpu - polled.min(window).min(used);
         }
-        self.works = used > time / 4;
+        self.works = used > window / 4;
         if !self.stuck || self.works {
             self.still = middle;
         }
