@@ -71,7 +71,7 @@ struct End {
 }
 
 /// What it knows of the CPU time of an M's thread: how much it was, and when; what part of the time before that it had used,
-/// in percent.
+/// in thousandths.
 #[derive(Clone, Copy, Default)]
 struct Clock {
     cpu: u64,
@@ -94,7 +94,7 @@ struct Seen {
     still: u64,
     /// What `cpu` was when the thread was seen to want a CPU: as long as it is that, the thread has not run, and wants one.
     starved: Option<u64>,
-    /// It has used the CPU since the last look.
+    /// It has used the CPU since the last look: a quarter of the time, and in a new poll, of which that need not be, half.
     works: bool,
     /// It waits in the kernel, as a thread does that a task blocks. (Others may want its CPU, too: then it uses as little of
     /// it, but to look closely, to poll in its place and to wake an M for what it has queued only makes that worse.)
@@ -153,8 +153,9 @@ impl Sysmon<'_> {
         } else if self.seen.iter().all(long) {
             STUCK_TICK_NS
         } else {
-            let left =
-                self.seen.iter().map(|seen| seen.left(self.last).max((!seen.stuck).into())).filter(|left| *left > 0);
+            // What wants a CPU, and has not had it since, will not be due by waiting.
+            let runs = self.seen.iter().filter(|seen| !(seen.stuck && seen.starved == Some(seen.cpu)));
+            let left = runs.map(|seen| seen.left(self.last).max((!seen.stuck).into())).filter(|left| *left > 0);
             left.min().unwrap_or(TICK_NS).clamp(CLOSE_TICK_NS, TICK_NS)
         })
     }
@@ -163,7 +164,7 @@ impl Sysmon<'_> {
         let (now, keep_ps) = (self.sched.now(), self.sched.config.keep_ps);
         for (p, seen) in self.sched.ps().iter().zip(&mut self.seen) {
             seen.look(p, &mut self.clocks, self.last, now);
-            seen.asleep = p.holder().is_some_and(|m| seen.is_asleep(m, now, keep_ps));
+            seen.asleep = p.holder().is_some_and(|m| seen.is_asleep(m, keep_ps));
         }
         self.last = now;
         if self.sched.netpoll.take_polled() {
@@ -190,13 +191,13 @@ impl Sysmon<'_> {
     }
 
     /// If nobody has polled for long, or every M may be stuck, nobody sees sockets and timers, on which a thread outside
-    /// may wait. Go's first duty of sysmon. Nor does anybody while a P is overdue that something in the network may want. And
-    /// no M goes idle, so it is sysmon that passes the batons on (trap P23).
+    /// may wait. Go's first duty of sysmon. Nor does anybody, perhaps, while a P is overdue that something in the network may
+    /// want. And no M goes idle, so it is sysmon that passes the batons on (trap P23).
     fn poll_network(&mut self) {
         let (sched, mut list) = (self.sched, WakeList::default());
         let at_work = |seen: &Seen| seen.holder.is_some() && !seen.asleep;
         let overdue = |seen: &Seen| seen.stuck && seen.left(self.last) == 0;
-        let overdue = sched.idle.idle_ps() == 0 && self.seen.iter().any(overdue);
+        let overdue = self.polled != self.last && sched.idle.idle_ps() == 0 && self.seen.iter().any(overdue);
         let nobody_can = !sched.idle.has_poller() && (overdue || !self.seen.iter().any(at_work));
         if nobody_can || self.last.saturating_sub(self.polled) >= POLL_NS {
             sched.netpoll.netpoll(&mut list);
@@ -286,6 +287,7 @@ impl Sysmon<'_> {
     /// such a thread, or that no M comes to drop; or for the network and the timers. Once nothing has moved for `LONG_NS`,
     /// that is tried again.
     fn help_to_end(&mut self) {
+        self.follows = false;
         let (sched, now) = (self.sched, self.last);
         let mut drained = false;
         for (p, seen) in sched.ps().iter().zip(&self.seen).filter(|(_, seen)| seen.stuck) {
@@ -331,17 +333,19 @@ impl Seen {
         clocks.resize(clocks.len().max(id + 1), Clock::default());
         let Clock { cpu, at, load } = clocks[id];
         let (time, used) = (now.saturating_sub(at).max(1), self.cpu.saturating_sub(cpu));
-        clocks[id] = Clock { cpu: self.cpu, at: now, load: (used * 100 / time).min(100) };
-        let window = now.saturating_sub(last);
-        let middle = last.midpoint(now).max(now.saturating_sub(LATE_NS / 2));
+        clocks[id] = Clock { cpu: self.cpu, at: now, load: (used * 1000 / time).min(1000) };
+        let (window, middle) = (now.saturating_sub(last), last.midpoint(now).max(now.saturating_sub(LATE_NS / 2)));
+        // Since the last look, even if it was not asked for then: less what it uses else. After long nobody knows.
+        let before_that = load * time.saturating_sub(window) / 1000;
+        let used = used.saturating_sub(before_that).min(window) / if time < LONG_NS { 1 } else { 2 };
         self.stuck = (self.tick, self.holder) == (before.tick, before.holder);
+        self.works = used > if self.stuck { window / 4 } else { window / 2 };
         if !self.stuck {
             self.since = middle;
-            // What it used more than it uses else; and the more it uses else, the less is known.
-            let polled = used.saturating_sub(load * time / 100) + load * window.min(LATE_NS) / 200;
-            self.since_cpu = self.cpu - polled.min(window).min(used);
+            // Where it uses all of its time, that is half of it.
+            let by_this_poll = used.saturating_sub(load * window / 2000);
+            self.since_cpu = self.cpu - by_this_poll.min(LATE_NS / 2);
         }
-        self.works = used > window / 4;
         if !self.stuck || self.works {
             self.still = middle;
         }
@@ -349,18 +353,16 @@ impl Seen {
 
     /// Has its M, which is in one poll for long or has just begun one, used the CPU little, because it waits in the kernel?
     /// With `keep_ps` that is not asked, which takes a descriptor for a moment.
-    fn is_asleep(&mut self, m: &MShared, now: u64, keep_ps: bool) -> bool {
-        let cpu = self.cpu.saturating_sub(self.since_cpu);
-        let works = if self.stuck { self.works } else { cpu >= now.saturating_sub(self.since) / 2 };
-        if works || self.starved == Some(self.cpu) {
+    fn is_asleep(&mut self, m: &MShared, keep_ps: bool) -> bool {
+        if self.works || self.starved == Some(self.cpu) {
             return false;
         }
         let waits = if keep_ps { self.stuck } else { sys::is_waiting(m.thread()) };
-        self.starved = (!waits).then_some(self.cpu);
+        self.starved = (!waits && !keep_ps).then_some(self.cpu);
         waits
     }
 
-    /// How long until it is time to take the P from this M, at the earliest; 0: it is.
+    /// How long until it is time to take the P from this M, if it goes on as now; 0: it is time.
     fn left(&self, now: u64) -> u64 {
         let of_cpu = CPU_NS.saturating_sub(self.cpu.saturating_sub(self.since_cpu));
         let of_waiting = if self.asleep { WAIT_NS.saturating_sub(now.saturating_sub(self.still)) } else { of_cpu };

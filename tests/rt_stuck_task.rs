@@ -63,6 +63,17 @@ fn blocked_task_is_told_of_once_per_poll() {
     assert!(told.try_recv().is_err());
 }
 
+/// Also where no P is ever taken.
+#[test]
+fn blocked_task_is_told_of_without_retake() {
+    let _watchdog = watchdog(60);
+    let (tx, told) = channel();
+    let hook = move |stuck: &StuckTask| drop(tx.send(stuck.clone()));
+    let rt = Builder::new().workers(1).retake(false).on_stuck_task(hook).build().unwrap();
+    another(&rt, &told);
+    another(&rt, &told);
+}
+
 /// A task that computes is told of as well, with the CPU time that it has used.
 #[test]
 fn computing_task_is_told_of() {

@@ -70,8 +70,8 @@ impl Check {
 
     /// How much of what the network has brought is queued still, if it lies evenly among the rest.
     fn left_of_the_network(&self, tick: u32) -> usize {
-        let left = (self.run_at.get().wrapping_sub(tick) as i32).max(0) as usize;
-        self.brought.get() * left / self.queued.get().max(1)
+        let left = (self.run_at.get().wrapping_sub(tick) as i32).max(0) as u64;
+        (self.brought.get() as u64 * left / self.queued.get().max(1) as u64) as usize
     }
 
     /// Begins a stretch of work. True: it is time to ask the network.
