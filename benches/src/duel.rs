@@ -285,7 +285,7 @@ fn rows(found: &Found) -> Vec<Row> {
         found.together.iter().find(|(of, _)| *of == conns).map(|(_, costs)| contest::pick(costs, each))
     };
     let kind = Kind::Together;
-    // Where a monitor thread weighs too much in the first, it weighs nothing in the second.
+    // What a monitor thread takes is in the first, and not in the second.
     let aims = &[Aim::Of(0.97, "tokio"), Aim::Of(1.0, "raw")];
     row(kind, "echo, 64 connections of 64 B, 1 worker", nanos, aims, together(64, |cost| cost.all));
     row(kind, "the same, the busiest thread alone", nanos, aims, together(64, together::Cost::busiest));

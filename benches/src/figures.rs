@@ -22,7 +22,7 @@ pub(crate) enum Kind {
 impl Kind {
     pub(crate) fn title(self) -> &'static str {
         match self {
-            Kind::Together => "CPU per round trip, all at once",
+            Kind::Together => "CPU per round trip, in turns",
             Kind::Throughput => "Throughput",
             Kind::P99 => "Latency, p99",
             Kind::Light => "CPU per round trip, light load",

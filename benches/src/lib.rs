@@ -65,7 +65,7 @@ benches SUBCOMMAND [OPTIONS]: gopark beside its peers, on one machine in one run
 
   duel       gopark beside its peers in all that it has an aim for: cells of its own, and what has a * here
   cliff      whether throughput or p99 jump where workers, idle connections or connections grow
-  together * CPU time of servers that run at the same time, which the machine's noise hardly changes
+  together * CPU time of servers that are loaded in short turns, which the machine's noise hardly changes
   light    * CPU time per round trip under light load
   syscalls * system calls per round trip
   sleepers * how late 100,000 sleepers wake, and what they cost
