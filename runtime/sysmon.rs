@@ -153,10 +153,12 @@ impl Sysmon<'_> {
         } else if self.seen.iter().all(long) {
             STUCK_TICK_NS
         } else {
-            // What wants a CPU, and has not had it since, will not be due by waiting.
-            let runs = self.seen.iter().filter(|seen| !(seen.stuck && seen.starved == Some(seen.cpu)));
-            let left = runs.map(|seen| seen.left(self.last).max((!seen.stuck).into())).filter(|left| *left > 0);
-            left.min().unwrap_or(TICK_NS).clamp(CLOSE_TICK_NS, TICK_NS)
+            // What wants a CPU, and has not had it since, will not be due by waiting. What is overdue was looked at by now, but
+            // for a new poll, of which one look tells too little.
+            let starves = |seen: &Seen| seen.stuck && seen.starved == Some(seen.cpu);
+            let was_looked_at = |seen: &Seen| seen.stuck && seen.left(self.last) == 0;
+            let open = self.seen.iter().filter(|seen| !starves(seen) && !was_looked_at(seen));
+            open.map(|seen| seen.left(self.last)).min().unwrap_or(TICK_NS).clamp(CLOSE_TICK_NS, TICK_NS)
         })
     }
 
