@@ -263,8 +263,8 @@ impl Idle {
         std::mem::take(&mut lists.ms)
     }
 
-    /// Sysmon's deep sleep, until a P is busy. Returns at once if one is, or if nobody polls.
-    pub(crate) fn sleep_until_busy(&self) {
+    /// Sysmon's deep sleep, until a P is busy. False: one is, or nobody polls.
+    pub(crate) fn sleep_until_busy(&self) -> bool {
         let idle = self.procs * IDLE;
         let sleeps = {
             // The poller takes its leave under this lock; either it takes a P with it, or it `wake`s somebody, which does.
@@ -275,6 +275,7 @@ impl Idle {
         if sleeps {
             self.sysmon.park();
         }
+        sleeps
     }
 
     /// Ends sysmon's deep sleep, now or next time.

@@ -8,6 +8,7 @@ use super::sys;
 use super::task::quietly;
 use super::wake_list::WakeList;
 use std::collections::VecDeque;
+use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -70,8 +71,8 @@ struct End {
     cancelled: Option<u64>,
 }
 
-/// What it knows of the CPU time of an M's thread: how much it was, and when; what part of the time before that it had used,
-/// in thousandths.
+/// What it knows of an M's thread: its CPU time, when that was read, and what part of the time before that it had used, in
+/// thousandths.
 #[derive(Clone, Copy, Default)]
 struct Clock {
     cpu: u64,
@@ -85,6 +86,8 @@ struct Seen {
     /// Which poll of which M. (An M's ticks begin again with its next thread: once in a blue moon two polls look like one.)
     tick: u32,
     holder: Option<MId>,
+    /// Who has held it last, and the kernel's number of that thread.
+    last: Option<(MId, i32)>,
     /// The CPU time of the holder's thread.
     cpu: u64,
     /// When the present poll began, in the middle of what is possible, and what `cpu` was then, by what the thread uses else.
@@ -124,9 +127,10 @@ impl Sched {
         while !self.have_ended_within(sysmon.nap()) {
             if quiet >= QUIET && !self.stopping() {
                 quiet = 0;
-                self.idle.sleep_until_busy();
-                sysmon.last = self.now();
-                continue;
+                if self.idle.sleep_until_busy() {
+                    sysmon.last = self.now();
+                    continue;
+                }
             }
             // Without a poller, all Ms are stuck in polls that gave their Ps away.
             let idle = self.idle.idle_ps() as usize == self.ps().len() && self.idle.has_poller();
@@ -221,7 +225,7 @@ impl Sysmon<'_> {
     /// none either. Go's `retake`.
     fn retake(&mut self) {
         let sched = self.sched;
-        let followed = std::mem::take(&mut self.follows);
+        let followed = mem::take(&mut self.follows);
         for (n, (p, seen)) in sched.ps().iter().zip(&self.seen).enumerate() {
             let Some(m) = p.holder().filter(|m| Some(m.id) == seen.holder) else { continue };
             let all_busy = sched.idle.idle_ps() == 0;
@@ -313,39 +317,39 @@ impl Sysmon<'_> {
     }
 }
 
+impl Clock {
+    /// Returns what was known before.
+    fn go_on(&mut self, cpu: u64, now: u64) -> Clock {
+        let (time, used) = (now.saturating_sub(self.at).max(1), cpu.saturating_sub(self.cpu));
+        mem::replace(self, Clock { cpu, at: now, load: (used * 1000 / time).min(1000) })
+    }
+}
+
 impl Seen {
     /// Looks at a P, and asks its M to look around.
     fn look(&mut self, p: &P, clocks: &mut Vec<Clock>, last: u64, now: u64) {
-        let Some(m) = p.holder() else {
-            *self = Seen::default();
-            return;
-        };
-        p.attention.store(true, Ordering::Relaxed);
-        if self.holder != Some(m.id) {
-            *self = Seen::default();
+        let m = p.holder();
+        if m.is_none() || self.holder != m.map(|m| m.id) {
+            *self = Seen { last: self.last, ..Seen::default() };
         }
         let before = *self;
-        *self = Seen {
-            tick: p.schedtick.load(Ordering::Relaxed),
-            holder: Some(m.id),
-            cpu: sys::thread_cpu_ns(m.thread()),
-            ..before
-        };
-        let id = m.id as usize;
-        clocks.resize(clocks.len().max(id + 1), Clock::default());
-        let Clock { cpu, at, load } = clocks[id];
-        let (time, used) = (now.saturating_sub(at).max(1), self.cpu.saturating_sub(cpu));
-        clocks[id] = Clock { cpu: self.cpu, at: now, load: (used * 1000 / time).min(1000) };
+        self.last = m.map(|m| (m.id, m.thread())).or(self.last);
+        let Some((id, thread)) = self.last else { return };
+        // Of one that has gone idle, too: what it uses when it is back is told from what it had used until then.
+        let cpu = sys::thread_cpu_ns(thread);
+        clocks.resize(clocks.len().max(id as usize + 1), Clock::default());
+        let clock = clocks[id as usize].go_on(cpu, now);
+        let Some(m) = m else { return };
+        p.attention.store(true, Ordering::Relaxed);
+        (self.tick, self.holder, self.cpu) = (p.schedtick.load(Ordering::Relaxed), Some(m.id), cpu);
         let (window, middle) = (now.saturating_sub(last), last.midpoint(now).max(now.saturating_sub(LATE_NS / 2)));
-        // Since the last look, even if it was not asked for then: less what it uses else. After long nobody knows.
-        let before_that = load * time.saturating_sub(window) / 1000;
-        let used = used.saturating_sub(before_that).min(window) / if time < LONG_NS { 1 } else { 2 };
+        let used = cpu.saturating_sub(clock.cpu).min(window);
         self.stuck = (self.tick, self.holder) == (before.tick, before.holder);
         self.works = used > if self.stuck { window / 4 } else { window / 2 };
         if !self.stuck {
             self.since = middle;
             // Where it uses all of its time, that is half of it.
-            let by_this_poll = used.saturating_sub(load * window / 2000);
+            let by_this_poll = used.saturating_sub(clock.load * window / 2000);
             self.since_cpu = self.cpu - by_this_poll.min(LATE_NS / 2);
         }
         if !self.stuck || self.works {
