@@ -9,6 +9,7 @@ use super::task::{G, GList, Header};
 use crossbeam_deque::{Steal, Stealer, Worker};
 use std::iter;
 use std::ptr::{self, NonNull};
+use std::sync::atomic::AtomicBool;
 
 /// The owner's side of an M's queue. It grows.
 ///
@@ -158,6 +159,8 @@ pub(crate) struct Global {
     lists: Mutex<Lists>,
     /// For a look without the lock. Changed under it.
     len: AtomicUsize,
+    /// Used under the lock alone.
+    watched: AtomicBool,
 }
 
 /// Tasks in two queues, as an M has them.
@@ -168,13 +171,25 @@ struct Lists {
 }
 
 impl Global {
-    pub(crate) fn push(&self, g: G) {
-        self.change(|lists| lists.tasks.push_back(g));
+    /// True: somebody is to be told, since `watch`.
+    pub(crate) fn push(&self, g: G) -> bool {
+        self.change(|lists| {
+            lists.tasks.push_back(g);
+            self.watched.load(Ordering::Relaxed)
+        })
     }
 
-    /// Queues what somebody has harvested who has no P.
-    pub(crate) fn push_due(&self, gs: &mut GList) {
-        self.change(|lists| lists.due.append(gs));
+    /// Queues what somebody has harvested who has no P. True as above.
+    pub(crate) fn push_due(&self, gs: &mut GList) -> bool {
+        self.change(|lists| {
+            lists.due.append(gs);
+            self.watched.load(Ordering::Relaxed)
+        })
+    }
+
+    /// Whoever queues something from now on learns that somebody is to be told.
+    pub(crate) fn watch(&self) {
+        self.change(|_| self.watched.store(true, Ordering::Relaxed));
     }
 
     /// Puts a task before the others: it was here already.
@@ -311,7 +326,7 @@ mod tests {
         let mut q = Rigged::new();
         for _ in 0..10 {
             let g = q.make();
-            q.global.push(g);
+            assert!(!q.global.push(g));
         }
         q.local.refill(&q.global, 4);
         assert_eq!((q.local.len(), q.global.len()), (4, 6));
@@ -330,7 +345,8 @@ mod tests {
         let [due, next] = [q.make(), q.make()];
         q.push(300);
         let last = q.make();
-        q.global.push(last);
+        q.global.watch();
+        assert!(q.global.push(last));
         q.local.push_due(due);
         assert!(q.remote.set_next(next).is_none());
         // Before what is there already.

@@ -106,6 +106,34 @@ fn shutdown_timeout_and_a_drop_that_blocks() {
     }
 }
 
+/// The last thread waits for a drop in another's hands: at the bound, with the one thread in a closure, that is sysmon.
+#[test]
+fn last_thread_ends_before_a_drop_is_done() {
+    let _watchdog = watchdog(30);
+    let (gate, in_closure, last) = (Arc::new(Gate::default()), Arc::new(Gate::default()), Arc::new(Gate::default()));
+    let (held, stops) = (gate.clone(), last.clone());
+    let rt = Builder::new().workers(1).max_threads(0).on_thread_stop(move || stops.open()).build().unwrap();
+    let (dropping_tx, dropping) = channel();
+    waiting_tasks(&rt, 1, move || {
+        dropping_tx.send(()).unwrap();
+        held.wait();
+    });
+    let (begun_tx, begun) = channel();
+    let closure_gate = in_closure.clone();
+    drop(rt.spawn_blocking(move || {
+        begun_tx.send(()).unwrap();
+        closure_gate.wait();
+    }));
+    begun.recv().unwrap();
+    let end = thread::spawn(move || drop(rt));
+    dropping.recv().unwrap();
+    in_closure.open();
+    last.wait();
+    assert!(!end.is_finished());
+    gate.open();
+    end.join().unwrap();
+}
+
 /// The destructors of a thread's own variables are not the runtime's: who waits for its end only so long does not wait
 /// longer for them.
 #[test]

@@ -7,7 +7,6 @@ use crate::runtime::idle::{MId, Role};
 use crate::runtime::task::{G, quietly};
 use crate::runtime::wake_list::WakeList;
 use std::sync::atomic::Ordering;
-use std::thread;
 use std::time::{Duration, Instant};
 
 impl Sched {
@@ -68,20 +67,22 @@ impl Sched {
         list.deliver();
     }
 
-    /// The last M waits for the tasks that others are about to queue, or drop. Neither tells it: it looks again and again, and
-    /// more rarely where a drop takes long.
+    /// The last M waits for the tasks that others are about to queue, or drop.
     fn clean_up(&self) {
+        self.global.watch();
+        self.blocking.watch();
         self.cancel_all();
-        let mut turn = 0;
         while !self.owned.is_empty() {
-            turn += 1;
-            if self.cancel_queued() {
-                turn = 0;
-            } else if turn < 1000 {
-                thread::yield_now();
-            } else {
-                thread::sleep(Duration::from_millis(1));
+            if !self.cancel_queued() {
+                self.owned.wait();
             }
+        }
+    }
+
+    /// Somebody without a P has queued something.
+    pub(super) fn queued(&self, watched: bool) {
+        if watched {
+            self.owned.tell();
         }
     }
 

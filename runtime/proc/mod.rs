@@ -248,7 +248,7 @@ impl Sched {
         match m {
             Some(m) if m.owns(self) => m.ready(g),
             _ => {
-                self.global.push(g);
+                self.queued(self.global.push(g));
                 self.wakep();
             }
         }

@@ -10,7 +10,7 @@
 //! for g in owned.cancel_all() { g.cancel() }       closes; then every idle task's future is dropped here, one by one
 //! while !owned.is_empty() {                        the rest was notified before and has its G in a queue or on the way
 //!     drain the queues, g.cancel() each            to one, or is running and ends when its poll does
-//!     wait for the next to arrive
+//!     owned.wait()                                 until the next arrives, or a list is empty
 //! }
 //! ```
 //! Whatever such a drop does is met (S17): a spawn is refused, and its future dropped by the spawner; a wake or an abort of
@@ -18,6 +18,7 @@
 //! nothing. No two tasks' drops are ever nested, no drop runs under a lock, and in which order they come does not matter.
 //! From the moment `cancel_all` is through, whoever runs any task (worker or not) drops it, also by `G::run`.
 
+use super::super::park::Parker;
 use super::super::sync::Mutex;
 use super::g::{G, Header, TaskInfo};
 use super::state::Notify;
@@ -29,6 +30,8 @@ use std::ptr::NonNull;
 pub(crate) struct OwnedTasks {
     /// As many as a power of two.
     shards: Box<[Shard]>,
+    /// Where who ends the runtime waits for the last tasks.
+    last: Parker,
 }
 
 /// Two cache lines, because x86 fetches them in pairs.
@@ -50,7 +53,8 @@ unsafe impl Send for List {}
 
 impl OwnedTasks {
     pub(crate) fn new(shards: usize) -> OwnedTasks {
-        OwnedTasks { shards: (0..shards.next_power_of_two()).map(|_| Shard(Mutex::default())).collect() }
+        let shards = (0..shards.next_power_of_two()).map(|_| Shard(Mutex::default())).collect();
+        OwnedTasks { shards, last: Parker::new() }
     }
 
     /// False: closed, and the list took nothing.
@@ -85,7 +89,20 @@ impl OwnedTasks {
         if let Some(&moved) = list.tasks.get(at) {
             // SAFETY: as above, since it is in the list.
             unsafe { set_place(moved, at + 1) };
+        } else if list.closed && list.tasks.is_empty() {
+            drop(list);
+            self.tell();
         }
+    }
+
+    /// Once closed: waits until some shard has become empty, or `tell`. One thread only may call this.
+    pub(crate) fn wait(&self) {
+        self.last.park();
+    }
+
+    /// Ends one `wait`, this or the next.
+    pub(crate) fn tell(&self) {
+        self.last.unpark();
     }
 
     /// From now on every spawn is refused.
