@@ -86,8 +86,8 @@ struct Seen {
     /// Which poll of which M. (An M's ticks begin again with its next thread: once in a blue moon two polls look like one.)
     tick: u32,
     holder: Option<MId>,
-    /// Who has held it last, and the kernel's number of that thread.
-    last: Option<(MId, i32)>,
+    /// Who has held it last.
+    last: Option<MId>,
     /// The CPU time of the holder's thread.
     cpu: u64,
     /// When the present poll began, in the middle of what is possible, and what `cpu` was then, by what the thread uses else.
@@ -171,6 +171,13 @@ impl Sysmon<'_> {
         for (p, seen) in self.sched.ps().iter().zip(&mut self.seen) {
             seen.look(p, &mut self.clocks, self.last, now);
             seen.asleep = p.holder().is_some_and(|m| seen.is_asleep(m, keep_ps));
+        }
+        // Of those, too, that have gone idle: what they use when they are back is told from what they had used until then.
+        for id in self.seen.iter().filter(|seen| seen.holder.is_none()).filter_map(|seen| seen.last) {
+            let clock = &mut self.clocks[id as usize];
+            if clock.at < now {
+                clock.go_on(sys::thread_cpu_ns(self.sched.m(id).thread()), now);
+            }
         }
         self.last = now;
         if self.sched.netpoll.take_polled() {
@@ -301,6 +308,9 @@ impl Sysmon<'_> {
                 drained |= sched.global.take_over(&m.remote);
             }
         }
+        if drained {
+            sched.owned.tell();
+        }
         let (left, nobody_runs) = (sched.left(), self.nobody_runs());
         let end = &mut self.end;
         if left != end.left || !nobody_runs {
@@ -332,18 +342,17 @@ impl Seen {
         if m.is_none() || self.holder != m.map(|m| m.id) {
             *self = Seen { last: self.last, ..Seen::default() };
         }
-        let before = *self;
-        self.last = m.map(|m| (m.id, m.thread())).or(self.last);
-        let Some((id, thread)) = self.last else { return };
-        // Of one that has gone idle, too: what it uses when it is back is told from what it had used until then.
-        let cpu = sys::thread_cpu_ns(thread);
-        clocks.resize(clocks.len().max(id as usize + 1), Clock::default());
-        let clock = clocks[id as usize].go_on(cpu, now);
         let Some(m) = m else { return };
         p.attention.store(true, Ordering::Relaxed);
-        (self.tick, self.holder, self.cpu) = (p.schedtick.load(Ordering::Relaxed), Some(m.id), cpu);
+        let (before, id) = (*self, m.id as usize);
+        (self.tick, self.holder, self.last) = (p.schedtick.load(Ordering::Relaxed), Some(m.id), Some(m.id));
+        self.cpu = sys::thread_cpu_ns(m.thread());
+        clocks.resize(clocks.len().max(id + 1), Clock::default());
+        let clock = clocks[id].go_on(self.cpu, now);
         let (window, middle) = (now.saturating_sub(last), last.midpoint(now).max(now.saturating_sub(LATE_NS / 2)));
-        let used = cpu.saturating_sub(clock.cpu).min(window);
+        let used = self.cpu.saturating_sub(clock.cpu);
+        // Nobody knows when, where its clock was not read at the last look.
+        let used = if clock.at < last && used > window { window / 2 } else { used.min(window) };
         self.stuck = (self.tick, self.holder) == (before.tick, before.holder);
         self.works = used > if self.stuck { window / 4 } else { window / 2 };
         if !self.stuck {
