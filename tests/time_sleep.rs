@@ -166,6 +166,20 @@ fn reset_and_is_elapsed() {
     });
 }
 
+/// Its one worker is busy, and has not come to fire it.
+#[test]
+fn due_sleep_is_ready_though_nobody_has_fired_it() {
+    let _watchdog = watchdog(60);
+    runtime(1).run(async {
+        let mut timer = sleep(MS);
+        let _armed = poll_once(&mut timer);
+        while !timer.is_elapsed() {
+            std::hint::spin_loop();
+        }
+        assert_eq!(poll_once(&mut timer), Poll::Ready(()));
+    });
+}
+
 #[test]
 fn timeout_of_futures_that_are_ready_pending_and_late() {
     let _watchdog = watchdog(60);

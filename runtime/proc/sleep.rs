@@ -75,18 +75,16 @@ impl Timer {
 
     #[inline]
     fn poll_on(&mut self, sched: &Sched, m: Option<&M>, at: Instant, waker: &Waker) -> Poll<Result<(), Shut>> {
-        let mut horizon = m.map(|m| &m.horizon);
         // A note cannot fire: it is crossed out, and made anew below.
-        if let Some(key) = self.key.filter(|_| !self.cross_out(m)) {
-            if sched.ps[self.heap as usize].timers.refresh(key, waker) {
-                return Poll::Pending;
-            }
-            // What has fired has done so by the exact clock.
-            horizon = None;
-        }
+        let filed = self.key.filter(|_| !self.cross_out(m));
         self.key = None;
-        if horizon.map_or_else(|| at <= Instant::now(), |horizon| horizon.has_come(at)) {
+        if m.map_or_else(|| at <= Instant::now(), |m| m.horizon.has_come(at)) {
+            // It has fired, or does so at once, and then wakes a task once for nothing: to find out takes the lock.
             return Poll::Ready(Ok(()));
+        }
+        if let Some(key) = filed.filter(|key| sched.ps[self.heap as usize].timers.refresh(*key, waker)) {
+            self.key = Some(key);
+            return Poll::Pending;
         }
         if m.is_some_and(|m| m.note(self, at, waker)) { Poll::Pending } else { self.insert(sched, m, at, waker) }
     }
