@@ -387,6 +387,34 @@ fn fire_while_the_waker_changes() {
     }
 }
 
+/// Trap S23: a waker that panics when it is cloned takes the place of none, and the sleep can still be dropped.
+#[test]
+fn waker_that_panics_when_cloned() {
+    struct Kept;
+    impl Wake for Kept {
+        fn wake(self: Arc<Self>) {}
+    }
+    static ANGRY: RawWakerVTable = RawWakerVTable::new(
+        |_| panic!("this waker panics when it is cloned, as the test wants"),
+        |_| {},
+        |_| {},
+        |_| {},
+    );
+    let _watchdog = watchdog(60);
+    let rt = runtime(1);
+    let _entered = rt.enter();
+    let kept = Arc::new(Kept);
+    let mut timer = sleep(HOUR);
+    assert!(Pin::new(&mut timer).poll(&mut Context::from_waker(&Waker::from(kept.clone()))).is_pending());
+    // SAFETY: none of its functions uses its data.
+    let angry = unsafe { Waker::new(std::ptr::null(), &ANGRY) };
+    let mut poll = || Pin::new(&mut timer).poll(&mut Context::from_waker(&angry)).is_pending();
+    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(&mut poll)).is_err());
+    assert_eq!(Arc::strong_count(&kept), 2);
+    drop(timer);
+    assert_eq!(Arc::strong_count(&kept), 1);
+}
+
 /// Trap TM1: a timer that is due before all others, armed from outside while the poller goes to sleep, is not slept
 /// past.
 #[test]

@@ -76,16 +76,17 @@ impl Timer {
     #[inline]
     fn poll_on(&mut self, sched: &Sched, m: Option<&M>, at: Instant, waker: &Waker) -> Poll<Result<(), Shut>> {
         // A note cannot fire: it is crossed out, and made anew below.
-        let filed = self.key.filter(|_| !self.cross_out(m));
-        self.key = None;
+        self.key = self.key.filter(|_| !self.cross_out(m));
         if m.map_or_else(|| at <= Instant::now(), |m| m.horizon.has_come(at)) {
             // It has fired, or does so at once, and then wakes a task once for nothing: to find out takes the lock.
+            self.key = None;
             return Poll::Ready(Ok(()));
         }
-        if let Some(key) = filed.filter(|key| sched.ps[self.heap as usize].timers.refresh(*key, waker)) {
-            self.key = Some(key);
+        // The key stays where it is meanwhile: a foreign waker may panic.
+        if self.key.is_some_and(|key| sched.ps[self.heap as usize].timers.refresh(key, waker)) {
             return Poll::Pending;
         }
+        self.key = None;
         if m.is_some_and(|m| m.note(self, at, waker)) { Poll::Pending } else { self.insert(sched, m, at, waker) }
     }
 
