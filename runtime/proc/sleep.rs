@@ -75,19 +75,25 @@ impl Timer {
 
     #[inline]
     fn poll_on(&mut self, sched: &Sched, m: Option<&M>, at: Instant, waker: &Waker) -> Poll<Result<(), Shut>> {
-        // A note cannot fire: it is crossed out, and made anew below.
-        self.key = self.key.filter(|_| !self.cross_out(m));
-        if m.map_or_else(|| at <= Instant::now(), |m| m.horizon.has_come(at)) {
-            // It has fired, or does so at once, and then wakes a task once for nothing: to find out takes the lock.
-            self.key = None;
-            return Poll::Ready(Ok(()));
-        }
-        // The key stays where it is meanwhile: a foreign waker may panic.
-        if self.key.is_some_and(|key| sched.ps[self.heap as usize].timers.refresh(key, waker)) {
+        if self.key.is_some() && self.goes_on(sched, m, at, waker) {
             return Poll::Pending;
         }
-        self.key = None;
+        if m.map_or_else(|| at <= Instant::now(), |m| m.horizon.has_come(at)) {
+            return Poll::Ready(Ok(()));
+        }
         if m.is_some_and(|m| m.note(self, at, waker)) { Poll::Pending } else { self.insert(sched, m, at, waker) }
+    }
+
+    /// Is it filed, and not due? Then it wakes this waker from now on.
+    #[inline(never)]
+    fn goes_on(&mut self, sched: &Sched, m: Option<&M>, at: Instant, waker: &Waker) -> bool {
+        // A note cannot fire: it is crossed out, and made anew. What is due has fired, or does so at once, and then wakes a
+        // task once for nothing: to find out takes the lock.
+        let filed = !self.cross_out(m) && at > Instant::now();
+        // The key stays where it is meanwhile: a foreign waker may panic.
+        let goes_on = filed && self.key.is_some_and(|key| sched.ps[self.heap as usize].timers.refresh(key, waker));
+        self.key = self.key.filter(|_| goes_on);
+        goes_on
     }
 
     #[inline(never)]
