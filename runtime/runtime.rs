@@ -81,8 +81,9 @@ impl Builder {
         /// of the runtime waits for the hook. A panic in it is caught.
         fn on_stuck_task(f: impl Fn(&StuckTask) + Send + Sync + 'static) { config.on_stuck_task = Some(Box::new(f)) }
 
-        /// Called with the payload of a task's panic that no `JoinHandle` will deliver. Unless set, one line on stderr
-        /// says so. A panic in it is caught.
+        /// Called with the payload of a task's panic that no `JoinHandle` will deliver: on the thread where the task
+        /// panicked, or, where it had done so before, on the one that drops the `JoinHandle`. Unless set, one line on
+        /// stderr says so. A panic in it is caught.
         fn on_task_panic(f: impl Fn(&TaskInfo, &(dyn Any + Send)) + Send + Sync + 'static) {
             config.on_task_panic = Some(Box::new(f))
         }

@@ -462,7 +462,16 @@ fn hook_that_blocks() {
 
         let (blocks, begun, gate) = Blocks::new();
         let rt = Builder::new().workers(workers).on_task_panic(move |_, _| blocks.block()).build().unwrap();
-        drop(rt.spawn(async { std::panic::resume_unwind(Box::new("meant to")) }));
+        let detached = Arc::new(AtomicBool::new(false));
+        let there = detached.clone();
+        drop(rt.spawn(async move {
+            // Where the handle is dropped later than this panics, the hook is called there: here, by who opens the gate.
+            while !there.load(SeqCst) {
+                gopark::yield_now().await;
+            }
+            std::panic::resume_unwind(Box::new("meant to"))
+        }));
+        detached.store(true, SeqCst);
         open_by_a_task(&rt, &begun, gate);
     }
 }
