@@ -8,8 +8,8 @@ use super::sync::{AtomicPtr, AtomicUsize, Mutex, Ordering};
 use super::task::{G, GList, Header};
 use crossbeam_deque::{Steal, Stealer, Worker};
 use std::iter;
+use std::mem;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::AtomicBool;
 
 /// The owner's side of an M's queue. It grows.
 ///
@@ -159,8 +159,6 @@ pub(crate) struct Global {
     lists: Mutex<Lists>,
     /// For a look without the lock. Changed under it.
     len: AtomicUsize,
-    /// Used under the lock alone.
-    watched: AtomicBool,
 }
 
 /// Tasks in two queues, as an M has them.
@@ -170,26 +168,21 @@ struct Lists {
     tasks: GList,
 }
 
+impl Lists {
+    fn into_one(mut self) -> GList {
+        self.due.append(&mut self.tasks);
+        self.due
+    }
+}
+
 impl Global {
-    /// True: somebody is to be told, since `watch`.
-    pub(crate) fn push(&self, g: G) -> bool {
-        self.change(|lists| {
-            lists.tasks.push_back(g);
-            self.watched.load(Ordering::Relaxed)
-        })
+    pub(crate) fn push(&self, g: G) {
+        self.change(|lists| lists.tasks.push_back(g));
     }
 
-    /// Queues what somebody has harvested who has no P. True as above.
-    pub(crate) fn push_due(&self, gs: &mut GList) -> bool {
-        self.change(|lists| {
-            lists.due.append(gs);
-            self.watched.load(Ordering::Relaxed)
-        })
-    }
-
-    /// Whoever queues something from now on learns that somebody is to be told.
-    pub(crate) fn watch(&self) {
-        self.change(|_| self.watched.store(true, Ordering::Relaxed));
+    /// Queues what somebody has harvested who has no P.
+    pub(crate) fn push_due(&self, gs: &mut GList) {
+        self.change(|lists| lists.due.append(gs));
     }
 
     /// Puts a task before the others: it was here already.
@@ -212,16 +205,15 @@ impl Global {
     }
 
     pub(crate) fn pop(&self) -> Option<G> {
-        self.pop_batch(1).next()
+        self.take(1).into_one().next()
+    }
+
+    /// Takes all out, under the lock even if there is nothing: who queues something later sees what the caller has seen.
+    pub(crate) fn take_all(&self) -> GList {
+        self.change(mem::take).into_one()
     }
 
     /// Takes up to `n` tasks out, what is due first.
-    pub(crate) fn pop_batch(&self, n: usize) -> GList {
-        let Lists { mut due, mut tasks } = self.take(n);
-        due.append(&mut tasks);
-        due
-    }
-
     fn take(&self, n: usize) -> Lists {
         if self.is_empty() {
             return Lists::default();
@@ -326,7 +318,7 @@ mod tests {
         let mut q = Rigged::new();
         for _ in 0..10 {
             let g = q.make();
-            assert!(!q.global.push(g));
+            q.global.push(g);
         }
         q.local.refill(&q.global, 4);
         assert_eq!((q.local.len(), q.global.len()), (4, 6));
@@ -345,8 +337,7 @@ mod tests {
         let [due, next] = [q.make(), q.make()];
         q.push(300);
         let last = q.make();
-        q.global.watch();
-        assert!(q.global.push(last));
+        q.global.push(last);
         q.local.push_due(due);
         assert!(q.remote.set_next(next).is_none());
         // Before what is there already.

@@ -135,6 +135,7 @@ fn refusal_with_stderr_gone() {
             })
         })
         .collect();
+    // A thread was refused by now. If it was not, this shows nothing: stderr is the only place where that is told.
     thread::sleep(Duration::from_millis(100));
     // Sysmon alone sees to the timers now.
     rt.block_on(async { sleep(Duration::from_millis(1)).await });

@@ -39,8 +39,8 @@ impl Sched {
 
     /// Drops the tasks that are queued. False: there were none.
     fn cancel_queued(&self) -> bool {
-        let mut queued = self.global.pop_batch(usize::MAX);
-        queued.append(&mut self.blocking.pop_batch(usize::MAX));
+        let mut queued = self.global.take_all();
+        queued.append(&mut self.blocking.take_all());
         let any = !queued.is_empty();
         queued.for_each(G::cancel);
         any
@@ -69,8 +69,6 @@ impl Sched {
 
     /// The last M waits for the tasks that others are about to queue, or drop.
     fn clean_up(&self) {
-        self.global.watch();
-        self.blocking.watch();
         self.cancel_all();
         while !self.owned.is_empty() {
             if !self.cancel_queued() {
@@ -79,9 +77,10 @@ impl Sched {
         }
     }
 
-    /// Somebody without a P has queued something.
-    pub(super) fn queued(&self, watched: bool) {
-        if watched {
+    /// Somebody without a P has queued something. If that was after the last M had looked there, the queue's lock lets this
+    /// thread see that the runtime ends.
+    pub(super) fn queued(&self) {
+        if self.stopping() {
             self.owned.tell();
         }
     }

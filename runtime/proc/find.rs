@@ -446,7 +446,8 @@ impl Sched {
         let mut due = GList::default();
         list.gs.by_ref().for_each(|g| self.route(g, |g| due.push_back(g)));
         if !due.is_empty() {
-            self.queued(self.global.push_due(&mut due));
+            self.global.push_due(&mut due);
+            self.queued();
             self.wakep();
         }
     }

@@ -248,7 +248,8 @@ impl Sched {
         match m {
             Some(m) if m.owns(self) => m.ready(g),
             _ => {
-                self.queued(self.global.push(g));
+                self.global.push(g);
+                self.queued();
                 self.wakep();
             }
         }

@@ -123,7 +123,8 @@ impl Sched {
 
     /// Queues a closure, and finds a thread for it unless as many as may run closures already.
     pub(super) fn submit_blocking(&self, g: G) {
-        self.queued(self.blocking.push(g));
+        self.blocking.push(g);
+        self.queued();
         if self.places.is_one_free() {
             self.wake_for_closures();
         }
