@@ -920,8 +920,10 @@ fn refused_pipe_size() {
             let size = unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETPIPE_SZ, 1 << 20) };
             (size > 0).then_some((reader, writer))
         };
-        // SAFETY: takes no pointers. Who is root is above that limit.
-        unsafe { libc::setresuid(54_321, 54_321, 54_321) };
+        // Who is root is above that limit; and another process of this test is another user.
+        let user = 1_000_000_000 + std::process::id();
+        // SAFETY: takes no pointers.
+        unsafe { libc::setresuid(user, user, user) };
         let all: Vec<_> = std::iter::from_fn(large).take(400).collect();
         assert!(all.len() < 400, "nothing limits this user's pipes");
         runtime(2).run(async move {
