@@ -8,7 +8,6 @@ use super::sync::{AtomicPtr, AtomicUsize, Mutex, Ordering};
 use super::task::{G, GList, Header};
 use crossbeam_deque::{Steal, Stealer, Worker};
 use std::iter;
-use std::mem;
 use std::ptr::{self, NonNull};
 
 /// The owner's side of an M's queue. It grows.
@@ -168,13 +167,6 @@ struct Lists {
     tasks: GList,
 }
 
-impl Lists {
-    fn into_one(mut self) -> GList {
-        self.due.append(&mut self.tasks);
-        self.due
-    }
-}
-
 impl Global {
     pub(crate) fn push(&self, g: G) {
         self.change(|lists| lists.tasks.push_back(g));
@@ -205,15 +197,15 @@ impl Global {
     }
 
     pub(crate) fn pop(&self) -> Option<G> {
-        self.take(1).into_one().next()
+        if self.is_empty() { None } else { self.take_out() }
     }
 
-    /// Takes all out, under the lock even if there is nothing: who queues something later sees what the caller has seen.
-    pub(crate) fn take_all(&self) -> GList {
-        if cfg!(gopark_mutant = "queue_all_no_lock") && self.is_empty() {
-            return GList::default();
+    /// The same under the lock even if there is nothing: who queues something later sees what the caller has seen.
+    pub(crate) fn take_out(&self) -> Option<G> {
+        if cfg!(gopark_mutant = "queue_out_no_lock") && self.is_empty() {
+            return None;
         }
-        self.change(mem::take).into_one()
+        self.change(|lists| lists.due.next().or_else(|| lists.tasks.next()))
     }
 
     /// Takes up to `n` tasks out, what is due first.
@@ -449,7 +441,7 @@ mod models {
     use std::future::ready;
     use std::sync::Arc;
 
-    /// At the end the last M takes all that is queued, and waits; who queues a task after that tells it so, if it sees that
+    /// At the end the last M takes out all that is queued, and waits; who queues a task after that tells it so, if it sees that
     /// the runtime ends. The word that says so is relaxed, as `Sched::stopping` is: the lock orders it. Does not cover what
     /// else ends that wait (owned.rs).
     #[test]
@@ -467,14 +459,13 @@ mod models {
             });
             let (global, stopping, told) = &*shared;
             stopping.store(1, Ordering::Relaxed);
-            loop {
-                let mut queued = global.take_all();
-                if let Some(g) = queued.next() {
-                    g.cancel();
-                    break;
+            let g = loop {
+                match global.take_out() {
+                    Some(g) => break g,
+                    None => told.park(),
                 }
-                told.park();
-            }
+            };
+            g.cancel();
             thread.join().unwrap();
             drop(join);
             rig.end();

@@ -172,12 +172,13 @@ impl Sysmon<'_> {
             seen.look(p, &mut self.clocks, self.last, now);
             seen.asleep = p.holder().is_some_and(|m| seen.is_asleep(m, keep_ps));
         }
-        // Of those, too, that have gone idle: what they use when they are back is told from what they had used until then.
-        for id in self.seen.iter().filter(|seen| seen.holder.is_none()).filter_map(|seen| seen.last) {
+        // Of those, too, that have gone idle, until they have used nothing in between: what they use when they are back is told
+        // from what they had used until then.
+        for seen in self.seen.iter_mut().filter(|seen| seen.holder.is_none()) {
+            let Some(id) = seen.last else { continue };
             let clock = &mut self.clocks[id as usize];
-            if clock.at < now {
-                clock.go_on(sys::thread_cpu_ns(self.sched.m(id).thread()), now);
-            }
+            let before = clock.go_on(sys::thread_cpu_ns(self.sched.m(id).thread()), now);
+            seen.last = seen.last.filter(|_| before.cpu != clock.cpu);
         }
         self.last = now;
         if self.sched.netpoll.take_polled() {
@@ -305,11 +306,8 @@ impl Sysmon<'_> {
         let mut drained = false;
         for (p, seen) in sched.ps().iter().zip(&self.seen).filter(|(_, seen)| seen.stuck) {
             if let Some(m) = p.holder().filter(|m| Some(m.id) == seen.holder) {
-                drained |= sched.global.take_over(&m.remote);
+                drained |= sched.take_over(m);
             }
-        }
-        if drained {
-            sched.owned.tell();
         }
         let (left, nobody_runs) = (sched.left(), self.nobody_runs());
         let end = &mut self.end;
@@ -328,8 +326,11 @@ impl Sysmon<'_> {
 }
 
 impl Clock {
-    /// Returns what was known before.
+    /// Returns what was known before; the same where it was read in this look.
     fn go_on(&mut self, cpu: u64, now: u64) -> Clock {
+        if self.at == now {
+            return *self;
+        }
         let (time, used) = (now.saturating_sub(self.at).max(1), cpu.saturating_sub(self.cpu));
         mem::replace(self, Clock { cpu, at: now, load: (used * 1000 / time).min(1000) })
     }

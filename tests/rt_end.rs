@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use std::future::pending;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 use std::time::Duration;
 use support::{Gate, watchdog};
@@ -64,6 +64,32 @@ fn block_in_place_under_a_lock_that_a_drop_takes() {
             gopark::block_in_place(|| ());
         }));
         begun.recv().unwrap();
+        drop(rt);
+    }
+}
+
+/// Two drops of which each waits for the other: while one of them blocks, another thread comes to the other, whether the tasks
+/// wait for something or are in a queue.
+#[test]
+fn drops_that_wait_for_each_other() {
+    let _watchdog = watchdog(60);
+    for (workers, queued) in [(1, false), (1, true), (2, false), (2, true)] {
+        let rt = Builder::new().workers(workers).build().unwrap();
+        let (both, begun) = (Arc::new(Barrier::new(2)), Arc::new(AtomicUsize::new(0)));
+        for _ in 0..2 {
+            let (both, begun) = (both.clone(), begun.clone());
+            drop(rt.spawn(async move {
+                let _meets = OnDrop(move || _ = both.wait());
+                begun.fetch_add(1, SeqCst);
+                while queued {
+                    gopark::yield_now().await;
+                }
+                pending::<()>().await;
+            }));
+        }
+        while begun.load(SeqCst) < 2 {
+            thread::yield_now();
+        }
         drop(rt);
     }
 }

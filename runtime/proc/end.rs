@@ -6,6 +6,7 @@ use super::{M, Sched};
 use crate::runtime::idle::{MId, Role};
 use crate::runtime::task::{G, quietly};
 use crate::runtime::wake_list::WakeList;
+use std::iter;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -37,13 +38,11 @@ impl Sched {
         self.cancel_queued();
     }
 
-    /// Drops the tasks that are queued. False: there were none.
+    /// Drops the tasks that are queued, one by one: while one of the drops blocks, another thread can take the rest. False:
+    /// there were none.
     fn cancel_queued(&self) -> bool {
-        let mut queued = self.global.take_all();
-        queued.append(&mut self.blocking.take_all());
-        let any = !queued.is_empty();
-        queued.for_each(G::cancel);
-        any
+        let next = || self.global.take_out().or_else(|| self.blocking.take_out());
+        iter::from_fn(next).map(G::cancel).count() > 0
     }
 
     /// Is there anything that `cancel_all` would drop?
@@ -77,8 +76,8 @@ impl Sched {
         }
     }
 
-    /// Somebody without a P has queued something. If that was after the last M had looked there, the queue's lock lets this
-    /// thread see that the runtime ends.
+    /// Something was queued that the caller may not be there to run or drop. If that was after the last M had looked, the
+    /// queue's lock lets this thread see that the runtime ends.
     pub(super) fn queued(&self) {
         if self.stopping() {
             self.owned.tell();

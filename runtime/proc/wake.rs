@@ -171,10 +171,17 @@ impl Sched {
         }
     }
 
+    /// Puts what an M has queued where others find it. False: there was nothing.
+    pub(crate) fn take_over(&self, from: &MShared) -> bool {
+        let any = self.global.take_over(&from.remote);
+        self.queued();
+        any
+    }
+
     /// Takes a P from an M that is stuck, unless that has given it up meanwhile, and hands it on. Go's `retake`.
     pub(crate) fn retake(&self, p: PId, from: &MShared) {
         if self.ps[p as usize].hold.retake(from) {
-            self.global.take_over(&from.remote);
+            self.take_over(from);
             self.hand_on(p);
         }
     }
@@ -245,7 +252,7 @@ impl M {
     pub(super) fn lost_p(&self) {
         self.p.set(None);
         self.reset_spinning();
-        self.sched.global.take_over(&self.shared.remote);
+        self.sched.take_over(&self.shared);
         if !self.sched.global.is_empty() || self.sched.netpoll.has_batons() {
             self.sched.wakep();
         }
@@ -280,7 +287,7 @@ impl M {
         let Some(p) = self.p.get() else { return };
         self.reset_spinning();
         // Order: what ran next comes first (trap S3).
-        self.sched.global.take_over(&self.shared.remote);
+        self.sched.take_over(&self.shared);
         if self.let_go() {
             self.sched.hand_on(p);
         } else {
