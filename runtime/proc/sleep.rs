@@ -78,7 +78,7 @@ impl Timer {
         if self.key.is_some() && self.goes_on(sched, m, at, waker) {
             return Poll::Pending;
         }
-        if m.map_or_else(|| at <= Instant::now(), |m| m.horizon.has_come(at)) {
+        if has_come(m, at) {
             return Poll::Ready(Ok(()));
         }
         if m.is_some_and(|m| m.note(self, at, waker)) { Poll::Pending } else { self.insert(sched, m, at, waker) }
@@ -87,9 +87,9 @@ impl Timer {
     /// Is it filed, and not due? Then it wakes this waker from now on.
     #[inline(never)]
     fn goes_on(&mut self, sched: &Sched, m: Option<&M>, at: Instant, waker: &Waker) -> bool {
-        // A note cannot fire: it is crossed out, and made anew. What is due has fired, or does so at once, and then wakes a
-        // task once for nothing: to find out takes the lock.
-        let filed = !self.cross_out(m) && at > Instant::now();
+        // A note cannot fire: it is crossed out, and made anew. What is due has fired, or will soon, and then wakes a task
+        // once for nothing: to find out takes the lock.
+        let filed = !self.cross_out(m) && !has_come(m, at);
         // The key stays where it is meanwhile: a foreign waker may panic.
         let goes_on = filed && self.key.is_some_and(|key| sched.ps[self.heap as usize].timers.refresh(key, waker));
         self.key = self.key.filter(|_| goes_on);
@@ -139,6 +139,11 @@ impl Timer {
         let noted = m.filter(|m| m.heap == self.heap.into()).zip(self.key);
         noted.is_some_and(|(m, key)| m.notes.remove(self.note, key))
     }
+}
+
+#[inline]
+fn has_come(m: Option<&M>, at: Instant) -> bool {
+    m.map_or_else(|| at <= Instant::now(), |m| m.horizon.has_come(at))
 }
 
 impl Drop for Timer {
