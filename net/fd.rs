@@ -97,26 +97,15 @@ impl<T: fmt::Debug> fmt::Debug for Fd<T> {
 
 /// Operations on a descriptor, whatever it is of.
 impl Gate {
-    /// Waits for half to all of that time, or until writing is refused; keeps nobody else from it. For datagrams: what it
-    /// waits at is the lock of `write_all`, for which they have no use.
+    /// Waits for so long, or until writing is refused; keeps nobody else from it. For datagrams: what it waits at is the lock
+    /// of `write_all`, for which they have no use. All wait for equally long, so the first in line is the first to go on.
     pub(crate) async fn pause_writing(&self, time: Duration) -> io::Result<()> {
-        // Whoever asks at about the same time gets the same moment, so that one edge serves them all.
-        let half = time.as_nanos() as u64 / 2;
-        let until = (self.now() / half + 2) * half;
+        let until = self.now() + time.as_nanos() as u64;
         self.retry_at(Side::WriteLock, until);
-        poll_fn(|cx| {
-            // The news was for all that were armed, so whoever comes first may take it.
-            let look = || match self.begin(Side::WriteLock) {
-                Begin::Shut(shut) => Some(Err(shut.into())),
-                _ => None,
-            };
-            match self.poll_at(Side::WriteLock, cx, None, true, look) {
-                // Only now that it is armed: whoever was not when its time came sees it here.
-                Poll::Pending if self.now() >= until => Poll::Ready(Ok(())),
-                polled => polled,
-            }
-        })
-        .await
+        let is_over = |_: BorrowedFd<'_>| {
+            if self.now() < until { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(((), ())) }
+        };
+        self.io_op(Side::WriteLock, 0, is_over).await.map(drop)
     }
 
     /// One attempt, if it is worth one: EAGAIN is an error. `asked` is how much the call could move at most.

@@ -8,6 +8,7 @@ use super::listen::Backoff;
 use super::socket::{self, HasFd, both_sides, forward, has_fd, owner, read_side, write_side};
 use super::stream::{async_read, async_write, listener, reads, stream, writes};
 use super::sys::{self, Received};
+use crate::runtime::budget;
 use crate::runtime::poll_gate::{Closed, Gate, Side, Start};
 use crate::runtime::time::sleep;
 use futures_core::Stream;
@@ -15,6 +16,7 @@ use futures_io::{AsyncRead, AsyncWrite};
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::ffi::OsStr;
 use std::fmt;
+use std::future::poll_fn;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -351,17 +353,13 @@ impl UnixDatagram {
     /// # Errors
     /// As [`send_to`](Self::send_to).
     pub async fn send_to_addr(&self, buf: &[u8], addr: &SocketAddr) -> io::Result<usize> {
-        // Of room at anybody but the peer the kernel tells nothing, and each attempt makes an edge of its own (the buffer
-        // that it frees, unix_write_space in net/unix/af_unix.c). So edges do not count: it is asked every 10 ms. A
-        // refusal says nothing of other receivers, so whoever sends to those has the turn meanwhile.
         loop {
-            let send = |_: BorrowedFd<'_>| match self.fd.io().send_to_addr(buf, addr) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok((None, ())),
-                sent => Ok((Some(sent?), ())),
-            };
-            match self.fd.io_op(Side::Write, 0, send).await?.0 {
-                Some(sent) => return Ok(sent),
-                None => self.fd.pause_writing(Duration::from_millis(10)).await?,
+            poll_fn(budget::poll_take).await;
+            match self.try_send_to_addr(buf, addr) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.fd.pause_writing(Duration::from_millis(10)).await?;
+                }
+                sent => return sent,
             }
         }
     }
@@ -371,8 +369,15 @@ impl UnixDatagram {
     /// # Errors
     /// `WouldBlock` if there is none; otherwise as [`send_to`](Self::send_to).
     pub fn try_send_to(&self, buf: &[u8], path: impl AsRef<Path>) -> io::Result<usize> {
-        let addr = addr_of(path.as_ref())?;
-        self.fd.try_io(Side::Write, buf.len(), |_| self.fd.io().send_to_addr(buf, &addr))
+        self.try_send_to_addr(buf, &addr_of(path.as_ref())?)
+    }
+
+    /// Past the slot, which knows of the peer: of room at anybody else the kernel tells nothing, a refusal says nothing of
+    /// other receivers, and each attempt makes an edge of its own (the buffer that it frees, unix_write_space in
+    /// net/unix/af_unix.c).
+    fn try_send_to_addr(&self, buf: &[u8], addr: &SocketAddr) -> io::Result<usize> {
+        self.fd.is_ready(Side::Write)?;
+        self.fd.io().send_to_addr(buf, addr)
     }
 
     /// Ends one direction or both.
