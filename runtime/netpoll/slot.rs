@@ -301,16 +301,17 @@ impl Slot {
 
     /// Gives the lock back, and serves the edges that came meanwhile.
     fn unlock(&self, list: &mut WakeList) {
-        let mut served = false;
         let mut word = self.word.load(Ordering::Relaxed);
         loop {
-            if word & TURN != 0 && !served {
+            if word & TURN != 0 {
+                // Cleared before it is served, so that an edge that comes meanwhile is served, too. Relaxed: the flag stands for
+                // itself.
+                word = self.word.fetch_and(!TURN, Ordering::Relaxed) & !TURN;
                 self.choose(word, list);
-                served = true;
             }
             // SAFETY: this thread still holds the lock.
             let waiting = self.waiters.with(|w| !unsafe { &*w }.is_empty());
-            let next = word & !(LOCK | TURN | WAIT) | if waiting { WAIT } else { 0 };
+            let next = word & !(LOCK | WAIT) | if waiting { WAIT } else { 0 };
             match self.word.compare_exchange_weak(word, next, UNLOCK, Ordering::Relaxed) {
                 Ok(_) => return,
                 Err(now) => word = now,
