@@ -81,10 +81,9 @@ fn drops_that_wait_for_each_other() {
             drop(rt.spawn(async move {
                 let _meets = OnDrop(move || _ = both.wait());
                 begun.fetch_add(1, SeqCst);
-                while queued {
-                    gopark::yield_now().await;
+                loop {
+                    if queued { gopark::yield_now().await } else { pending().await }
                 }
-                pending::<()>().await;
             }));
         }
         while begun.load(SeqCst) < 2 {

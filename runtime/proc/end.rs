@@ -34,7 +34,8 @@ impl Sched {
     /// The runtime ends: drops every task that no M is running. Each M does so when it ends, not only the last: an M may
     /// be in a poll that waits for what is dropped here.
     fn cancel_all(&self) {
-        self.owned.cancel_all().for_each(G::cancel);
+        self.global.push_due(&mut self.owned.cancel_all());
+        self.queued();
         self.cancel_queued();
     }
 
@@ -93,12 +94,8 @@ impl Sched {
     /// After `stop`: waits until all threads are done, at most until `deadline`. Returns how many are not.
     pub(crate) fn wait_ended(&self, deadline: Option<Instant>) -> usize {
         let mut threads = self.threads.lock();
-        if threads.handles.is_empty() && !threads.ended {
-            // Not even the first thread could be started: there is no last one to clean up.
-            threads.ended = true;
-            drop(threads);
-            self.shut();
-            self.clean_up();
+        if threads.handles.is_empty() {
+            // Not even the first thread could be started, or all have ended and were waited for.
             return 0;
         }
         while !threads.ended || threads.sysmon {

@@ -7,20 +7,20 @@
 //!
 //! # Shutdown
 //! ```text
-//! for g in owned.cancel_all() { g.cancel() }       closes; then every idle task's future is dropped here, one by one
+//! queue.push_due(owned.cancel_all())               closes; what was idle is queued
 //! while !owned.is_empty() {                        the rest was notified before and has its G in a queue or on the way
-//!     drain the queues, g.cancel() each            to one, or is running and ends when its poll does
+//!     take from the queues, g.cancel() each        to one, or is running and ends when its poll does
 //!     owned.wait()                                 until the next arrives, or a list is empty
 //! }
 //! ```
-//! Whatever such a drop does is met (S17): a spawn is refused, and its future dropped by the spawner; a wake or an abort of
-//! a task that the loop has not come to queues that task, and the loop passes it by; one of a task that it has come to does
-//! nothing. No two tasks' drops are ever nested, no drop runs under a lock, and in which order they come does not matter.
-//! From the moment `cancel_all` is through, whoever runs any task (worker or not) drops it, also by `G::run`.
+//! Whatever such a drop does is met (S17): a spawn is refused, and its future dropped by the spawner; a wake or an abort does
+//! nothing, as every task is aborted by then. No two tasks' drops are ever nested, no drop runs under a lock, and in which order
+//! they come does not matter. From the moment `cancel_all` is through, whoever runs any task (worker or not) drops it, also by
+//! `G::run`.
 
 use super::super::park::Parker;
 use super::super::sync::Mutex;
-use super::g::{G, Header, TaskInfo};
+use super::g::{G, GList, Header, TaskInfo};
 use super::state::Notify;
 use std::mem;
 use std::num::NonZeroU32;
@@ -43,8 +43,7 @@ struct Shard(Mutex<List>);
 struct List {
     /// In no order. The list holds one reference to each, and each knows its place.
     tasks: Vec<NonNull<Header>>,
-    /// How far shutdown has got, from the end. As nothing is inserted any more, what lies from here on is cancelled.
-    uncancelled: usize,
+    /// And every task is aborted.
     closed: bool,
 }
 
@@ -85,7 +84,6 @@ impl OwnedTasks {
         let Some(place) = (unsafe { set_place(task, 0) }) else { return };
         let at = place.get() as usize - 1;
         list.tasks.swap_remove(at);
-        list.uncancelled = list.uncancelled.min(list.tasks.len());
         if let Some(&moved) = list.tasks.get(at) {
             // SAFETY: as above, since it is in the list.
             unsafe { set_place(moved, at + 1) };
@@ -105,26 +103,31 @@ impl OwnedTasks {
         self.last.unpark();
     }
 
-    /// From now on every spawn is refused.
-    pub(crate) fn close(&self) {
+    /// Refuses every spawn from now on, and marks every task as aborted. Returns those that were idle: the caller has them
+    /// dropped by `G::cancel`.
+    pub(crate) fn cancel_all(&self) -> GList {
+        let mut idle = GList::default();
         for shard in &self.shards {
             let mut list = shard.0.lock();
-            if !mem::replace(&mut list.closed, true) {
-                list.uncancelled = list.tasks.len();
+            if mem::replace(&mut list.closed, true) {
+                continue;
+            }
+            for &task in &list.tasks {
+                // SAFETY: a task in the list is alive, and leaves it under this lock. `abort` runs nobody's code, and
+                // `Submit` is the right to make the task's G.
+                unsafe {
+                    if let Notify::Submit = task.as_ref().state.abort() {
+                        idle.push_back(G::from_raw(task));
+                    }
+                }
             }
         }
+        idle
     }
 
-    /// Closes, and marks every task as aborted, one at each step. Yields those that were idle: the caller drops their
-    /// futures by `G::cancel`. Several threads may do this at once and share the work.
-    pub(crate) fn cancel_all(&self) -> impl Iterator<Item = G> {
-        self.close();
-        self.shards.iter().flat_map(|shard| std::iter::from_fn(|| shard.0.lock().cancel_next()))
-    }
-
-    /// Has `cancel_all` come to all of them?
+    /// Is `cancel_all` through?
     pub(crate) fn is_cancelled(&self) -> bool {
-        self.shards.iter().map(|shard| shard.0.lock()).all(|list| list.closed && list.uncancelled == 0)
+        self.shards.iter().all(|shard| shard.0.lock().closed)
     }
 
     /// Counts shard by shard: exact only when nothing is spawned or completes meanwhile.
@@ -152,24 +155,6 @@ impl OwnedTasks {
 
     fn shard(&self, task: &Header) -> &Mutex<List> {
         &self.shards[task.info.id.block() as usize & (self.shards.len() - 1)].0
-    }
-}
-
-impl List {
-    fn cancel_next(&mut self) -> Option<G> {
-        // The last task takes the place of one that leaves, so it may come by a second time, but is never passed over.
-        // The second abort makes no G: since the first, the task is notified, running or complete.
-        while let Some(at) = self.uncancelled.checked_sub(1) {
-            self.uncancelled = at;
-            // SAFETY: a task in the list is alive, and leaves it under the lock that `self` is borrowed under. `abort`
-            // runs nobody's code, and `Submit` is the right to make the task's G.
-            unsafe {
-                if let Notify::Submit = self.tasks[at].as_ref().state.abort() {
-                    return Some(G::from_raw(self.tasks[at]));
-                }
-            }
-        }
-        None
     }
 }
 

@@ -453,47 +453,6 @@ fn close_during_run() {
     rig.end();
 }
 
-#[test]
-fn complete_between_close_and_cancel() {
-    let (rig, drops) = (Rig::new(), Drops::default());
-    let (idle, waker, _) = waiting(&rig, drops.guard());
-    let join = rig.spawn(ready(1));
-    rig.owned().close();
-    rig.run_all();
-    assert_eq!(result(join).unwrap(), 1);
-    rig.shutdown();
-    assert_eq!(drops.count(), 1);
-    drop((idle, waker));
-    rig.end();
-}
-
-/// Tasks that end meanwhile change the order of the list: none is passed over, and none is met twice.
-#[test]
-fn complete_between_steps_of_cancel_all() {
-    const TASKS: usize = if cfg!(miri) { 3 } else { 6 };
-    for (aborted, at_once) in (0..1_u32 << TASKS).flat_map(|set| [(set, false), (set, true)]) {
-        let rig = Rig::new();
-        let joins: Vec<_> = (0..TASKS).map(|_| rig.spawn(pending::<()>())).collect();
-        rig.run_all();
-        joins.iter().enumerate().filter(|(n, _)| aborted >> n & 1 == 1).for_each(|(_, join)| join.abort());
-        let mut idle = Vec::new();
-        for g in rig.owned().cancel_all() {
-            idle.push(g);
-            if at_once {
-                idle.drain(..).for_each(G::cancel);
-            }
-            rig.next().into_iter().for_each(G::cancel);
-        }
-        idle.into_iter().for_each(G::cancel);
-        while let Some(g) = rig.next() {
-            g.cancel();
-        }
-        assert!(joins.iter().all(JoinHandle::is_finished));
-        drop(joins);
-        rig.end();
-    }
-}
-
 // Lists and numbers
 
 #[test]
