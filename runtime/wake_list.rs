@@ -88,14 +88,9 @@ impl WakeList {
         self.rest.as_mut()?.alarms.pop_front()
     }
 
-    /// Schedules the own tasks wherever they belong. For callers that are not a P.
-    pub(crate) fn submit(&mut self) {
-        self.gs.by_ref().for_each(G::submit);
-    }
-
-    /// The same, then wakes and drops the rest.
+    /// Schedules the own tasks wherever they belong, then wakes and drops the rest. For callers that are not a P.
     pub(crate) fn deliver(&mut self) {
-        self.submit();
+        self.gs.by_ref().for_each(G::submit);
         self.wake_foreign();
     }
 
@@ -119,10 +114,6 @@ impl WakeList {
     /// Is there nothing to do with it, not even batons to keep?
     pub(crate) fn is_untouched(&self) -> bool {
         self.gs.is_empty() && self.rest.is_none()
-    }
-
-    pub(crate) fn pop(&mut self) -> Option<G> {
-        self.gs.next()
     }
 
     fn rest(&mut self) -> &mut Rest {

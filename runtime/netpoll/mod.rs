@@ -32,7 +32,6 @@ use desc::{PollDesc, Side, Table};
 pub(crate) use epoll::BATCH;
 use epoll::{Epoll, Event};
 use slot::Start;
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -54,7 +53,7 @@ pub(crate) struct Netpoll {
     /// Deadlines and other alarms of descriptors. Go keeps them with the Ps' timers; but here a socket may be used where
     /// there is no P.
     timers: Timers,
-    batons: Mutex<VecDeque<SlotId>>,
+    batons: Mutex<Vec<SlotId>>,
     /// How many `batons` there are, so that nobody takes the lock for none.
     baton_count: AtomicUsize,
 }
@@ -74,7 +73,7 @@ impl Netpoll {
             polled: AtomicBool::new(false),
             clock: Clock::new(),
             timers: Timers::new(),
-            batons: Mutex::new(VecDeque::new()),
+            batons: Mutex::new(Vec::new()),
             baton_count: AtomicUsize::new(0),
         })
     }
@@ -248,20 +247,13 @@ impl Netpoll {
     /// Looks again at the slots where one waiter was chosen and others wait. What it finds is in the list; where still
     /// others wait, there is a new baton.
     pub(crate) fn pass_batons(&self, list: &mut WakeList) {
-        // No more than there are now: what is kept meanwhile is for the next round.
-        for _ in 0..self.baton_count.load(Ordering::Relaxed) {
-            let Some(baton) = self.take_baton() else { break };
-            if let Some(slot) = self.table.slot(baton) {
-                slot.pass(baton.fdseq, list);
-            }
-        }
-        self.keep_batons(list);
-    }
-
-    fn take_baton(&self) -> Option<SlotId> {
+        // Those that it leaves are in the list until all have had their turn.
         let mut batons = self.batons.lock();
-        let baton = batons.pop_front();
-        self.baton_count.store(batons.len(), Ordering::Relaxed);
-        baton
+        for baton in batons.drain(..) {
+            self.table.slot(baton).into_iter().for_each(|slot| slot.pass(baton.fdseq, list));
+        }
+        self.baton_count.store(0, Ordering::Relaxed);
+        drop(batons);
+        self.keep_batons(list);
     }
 }

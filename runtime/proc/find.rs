@@ -399,7 +399,7 @@ impl M {
         }
         let mut first = None;
         while first.is_none() {
-            let Some(g) = list.pop() else { break };
+            let Some(g) = list.gs.next() else { break };
             self.sched.route(g, |g| first = Some(g));
         }
         self.queue_all(list, push);

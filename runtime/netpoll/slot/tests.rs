@@ -569,7 +569,7 @@ fn own_and_foreign_waiters() {
     slot.shut(SEQ, Shut::Gone, &mut list);
     assert_eq!((list.gs.len(), op.wakes()), (2, 0));
     for join in &joins {
-        let g = list.pop().unwrap();
+        let g = list.gs.next().unwrap();
         assert_eq!(g.info().id(), join.id());
         join.abort();
         g.finish();
