@@ -33,6 +33,49 @@
 //! `GOPARK_PROCS` or [`Builder::workers`] says. A [`Runtime`] that is dropped waits for what is under way;
 //! [`Runtime::shutdown_timeout`] waits only so long, and says what still runs.
 //!
+//! # How a server ends
+//!
+//! A listener that is closed accepts no more. Those that are being served may have some time, and the runtime a little more for
+//! what still blocks then; what is left is dropped.
+//!
+//! ```
+//! use gopark::net::{Closed, TcpListener, TcpStream};
+//! use gopark::time::{Duration, timeout};
+//! use std::sync::Arc;
+//!
+//! async fn serve(_stream: TcpStream) {}
+//!
+//! let runtime = gopark::Runtime::new()?;
+//! runtime.run(async {
+//!     let listener = Arc::new(TcpListener::bind("127.0.0.1:0").await?);
+//!     let there = listener.clone();
+//!     gopark::spawn(async move {
+//!         // Here it waits for what ends the server, such as a signal.
+//!         there.close();
+//!     });
+//!     let mut served: Vec<gopark::JoinHandle<()>> = Vec::new();
+//!     loop {
+//!         match listener.accept().await {
+//!             Ok((stream, _)) => served.push(gopark::spawn(serve(stream))),
+//!             Err(error) if error.get_ref().is_some_and(|e| e.is::<Closed>()) => break,
+//!             Err(error) => eprintln!("a connection is lost: {error}"),
+//!         }
+//!         served.retain(|task| !task.is_finished());
+//!     }
+//!     let _ = timeout(Duration::from_secs(10), async {
+//!         for task in served {
+//!             let _ = task.await;
+//!         }
+//!     })
+//!     .await;
+//!     std::io::Result::Ok(())
+//! })?;
+//! if let Err(still) = runtime.shutdown_timeout(Duration::from_secs(1)) {
+//!     eprintln!("{still}");
+//! }
+//! # std::io::Result::Ok(())
+//! ```
+//!
 //! # Reading order
 //!
 //! For whoever wants to know how it works, an afternoon's walk from the bottom up:

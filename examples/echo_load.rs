@@ -14,10 +14,10 @@ mod args;
 use args::{Args, fail};
 use futures::future::try_join;
 use gopark::JoinHandle;
-use gopark::net::TcpStream;
+use gopark::net::{TcpStream, lookup_host};
 use gopark::time::{Duration, Instant, interval, sleep, timeout, timeout_at};
 use std::io::{self, IsTerminal, Write};
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddr};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -112,11 +112,17 @@ async fn load(addr: String, conns: usize, time: Duration, bytes: usize, blocks: 
 
 /// Makes the connections, a few at a time.
 async fn connect(addr: &str, conns: usize) -> Result<Vec<TcpStream>, String> {
+    // Once, and not for each of them.
+    let addrs: Arc<[SocketAddr]> = lookup_host(addr).await.map_err(|error| error.to_string())?.collect();
     let mut streams = Vec::new();
     while streams.len() < conns {
         let some = CONNECTING.min(conns - streams.len());
-        let connecting: Vec<_> =
-            (0..some).map(|_| gopark::spawn(timeout(PATIENCE, TcpStream::connect(addr.to_owned())))).collect();
+        let connecting: Vec<_> = (0..some)
+            .map(|_| {
+                let addrs = addrs.clone();
+                gopark::spawn(async move { timeout(PATIENCE, TcpStream::connect(&*addrs)).await })
+            })
+            .collect();
         for task in connecting {
             let connected = task.await.expect("connecting does not panic");
             streams.push(match connected {

@@ -50,7 +50,7 @@ const UNIT: usize = 64 << 10;
 /// while the disk works; a file that may block for ever, such as a FIFO, belongs into a [`PollFd`].
 ///
 /// # Errors
-/// What the reader or the writer says, deadlines and `close` included; never a SIGPIPE (trap P26). Where
+/// What the reader or the writer says, deadlines and `close` included; never a SIGPIPE. Where
 /// [`in_flight`](Copy::in_flight) is 0 the error is the reader's, otherwise the writer's; from a file it may be either's.
 /// After an error that passes, as `TimedOut` does when the deadline is set anew, the same future can be polled again, and
 /// goes on where it was.

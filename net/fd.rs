@@ -64,6 +64,7 @@ impl<A> Transfer for Received<A> {}
 
 impl<T: AsFd> Fd<T> {
     /// Registers `io`, which must not block, where [`Gate::open`] says.
+    #[track_caller]
     pub(crate) fn new(io: T, start: Start, by: Option<&Gate>) -> io::Result<Self> {
         // SAFETY: `io` keeps it open: it goes after the gate, what it may have borrowed outlives both, and nobody gets more
         // of it before than a shared borrow.

@@ -12,6 +12,9 @@ use std::time::Instant;
 ///
 /// It does not read or write by itself: it calls what does, whenever that is worth trying.
 ///
+/// A signalfd needs its signals blocked in all threads, or they end the process: block them at the beginning of `main`, before
+/// there is a runtime, whose threads take that over.
+///
 /// # Examples
 /// ```
 /// use gopark::io::PollFd;
@@ -47,6 +50,7 @@ impl<T: AsFd> PollFd<T> {
     ///
     /// # Panics
     /// Outside a runtime.
+    #[track_caller]
     pub fn new(io: T) -> io::Result<Self> {
         let fd = Fd::new(io, Start::TryCut, None).map_err(|error| match error.raw_os_error() {
             Some(libc::EPERM) => io::Error::new(

@@ -69,12 +69,14 @@ macro_rules! owner {
             ///
             /// # Panics
             /// Outside a runtime.
+            #[track_caller]
             pub fn from_std(socket: $std) -> io::Result<Self> {
                 socket.set_nonblocking(true)?;
                 Self::register(socket, None)
             }
 
             /// One that does not block already, where [`Gate::open`] says.
+            #[track_caller]
             fn register(socket: $std, by: Option<&Gate>) -> io::Result<Self> {
                 Ok($t { fd: Fd::new(socket, $start, by)? $($(, $field: Default::default())*)? })
             }

@@ -73,7 +73,7 @@ macro_rules! split {
                 (ReadHalf { stream: self }, WriteHalf { stream: self })
             }
 
-            /// Two halves for two tasks. Dropping the write half shuts the write side, and only that (trap P9).
+            /// Two halves for two tasks. Dropping the write half shuts the write side, and only that.
             pub fn into_split(self) -> (OwnedReadHalf<Self>, OwnedWriteHalf<Self>) {
                 let stream = Arc::new(self);
                 (OwnedReadHalf { stream: stream.clone() }, OwnedWriteHalf { stream, shut_on_drop: true })

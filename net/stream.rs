@@ -84,7 +84,7 @@ macro_rules! writes {
             /// Writes as much as fits, waiting until something does.
             ///
             /// # Errors
-            /// What send(2) says: `BrokenPipe` or `ConnectionReset` if the peer is gone; never a SIGPIPE (trap P26).
+            /// What send(2) says: `BrokenPipe` or `ConnectionReset` if the peer is gone; never a SIGPIPE.
             /// `TimedOut` after the deadline; `NotConnected` with [`Closed`](crate::net::Closed) inside after `close`.
             ///
             /// # Cancel safety
@@ -238,12 +238,15 @@ macro_rules! listener {
             ///
             /// Where the process or the system has no descriptor or memory left (`EMFILE`, `ENFILE`, `ENOBUFS`,
             /// `ENOMEM`), it waits too: it tries again after 5 ms, doubling to 1 s, and goes on by itself when there is
-            /// some again (trap P16). A connection that died in the queue is passed over.
+            /// some again. A connection that died in the queue is passed over.
             ///
             /// The connection belongs to the current runtime, or, outside of one, to the listener's.
             ///
             /// # Errors
-            /// What else accept(2) says, and what registering the connection says. None of it ends the listener.
+            /// What else accept(2) says, and what registering the connection says: those took one connection with them, and the
+            /// next call may succeed. `NotConnected` with [`Closed`](crate::net::Closed) inside after [`close`](Self::close);
+            /// `TimedOut` after the deadline; [`RuntimeGone`](crate::net::RuntimeGone) inside when the runtime has been shut
+            /// down.
             ///
             /// # Cancel safety
             /// Safe: no connection is lost.

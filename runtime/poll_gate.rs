@@ -71,6 +71,7 @@ impl From<Shut> for io::Error {
 impl Gate {
     /// Registers a descriptor, which outlives the gate, with the current runtime, or, outside of one, with that of `by`.
     /// Go's `runtime_pollOpen`.
+    #[track_caller]
     pub(crate) fn open(fd: BorrowedFd<'static>, start: Start, by: Option<&Gate>) -> io::Result<Gate> {
         let netpoll = Handle::netpoll("a socket", by.map(|gate| &gate.netpoll));
         let id = netpoll.open(fd, start)?.ok_or(Shut::Gone)?;

@@ -346,12 +346,16 @@ impl Handle {
     #[inline]
     #[track_caller]
     pub(crate) fn timer(who: &str) -> Timer {
-        with_sched(|sched| sched.map(|sched| Timer::new(sched))).unwrap_or_else(|| outside(who))
+        let Some(timer) = with_sched(|sched| sched.map(|sched| Timer::new(sched))) else { outside(who) };
+        timer
     }
 
     /// The netpoller of the current runtime; outside of one, `otherwise`.
+    #[track_caller]
     pub(crate) fn netpoll(who: &str, otherwise: Option<&Arc<Netpoll>>) -> Arc<Netpoll> {
-        with_sched(|sched| sched.map(|sched| &sched.netpoll).or(otherwise).cloned()).unwrap_or_else(|| outside(who))
+        let found = with_sched(|sched| sched.map(|sched| &sched.netpoll).or(otherwise).cloned());
+        let Some(netpoll) = found else { outside(who) };
+        netpoll
     }
 }
 

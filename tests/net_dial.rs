@@ -209,7 +209,7 @@ fn pending_error() {
     });
 }
 
-/// Outside a runtime, one sentence says what to do.
+/// Outside a runtime, one sentence says what to do; and, where a call is no `async fn`, whose line it was.
 #[test]
 fn outside_a_runtime() {
     let _alone = alone(20);
@@ -227,6 +227,21 @@ fn outside_a_runtime() {
     ] {
         assert!(text.contains("needs a runtime") && text.contains("gopark::run"), "{text}");
     }
+    let line = |f: fn()| {
+        let (tell, told) = std::sync::mpsc::channel();
+        let tell = std::sync::Mutex::new(tell);
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            tell.lock().unwrap().send(panic.location().unwrap().line()).unwrap()
+        }));
+        std::panic::catch_unwind(f).unwrap_err();
+        std::panic::set_hook(before);
+        told.recv().unwrap()
+    };
+    let (here, found) = (line!(), line(|| drop(gopark::time::sleep(gopark::time::Duration::ZERO))));
+    assert_eq!(found, here);
+    let (here, found) = (line!(), line(|| drop(gopark::io::PollFd::new(std::fs::File::open("/dev/null").unwrap()))));
+    assert_eq!(found, here);
     // An address that is written out needs none to be told.
     assert_eq!(futures::executor::block_on(lookup_host("192.0.2.7:1")).unwrap().count(), 1);
 }
