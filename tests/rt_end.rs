@@ -3,12 +3,14 @@
 mod support;
 
 use futures::task::Spawn;
-use gopark::{Builder, Runtime};
+use gopark::{Builder, Handle, Runtime};
 use std::cell::RefCell;
-use std::future::pending;
+use std::future::{Future, pending};
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Barrier, Mutex};
+use std::task::{Context, Wake, Waker};
 use std::thread;
 use std::time::Duration;
 use support::{Gate, watchdog};
@@ -91,6 +93,61 @@ fn drops_that_wait_for_each_other() {
         }
         drop(rt);
     }
+}
+
+/// Where no thread is to be had, sysmon runs what must not wait: it is a thread of the runtime like others.
+#[test]
+fn drop_on_sysmon_and_the_current_runtime() {
+    let _watchdog = watchdog(20);
+    let rt = Builder::new().workers(1).max_threads(0).build().unwrap();
+    let (told, dropped) = channel();
+    waiting_tasks(&rt, 1, move || {
+        told.send((thread::current().name().map(str::to_owned), Handle::try_current())).unwrap()
+    });
+    let (begun_tx, begun) = channel();
+    let gate = Arc::new(Gate::default());
+    let there = gate.clone();
+    drop(rt.spawn(async move {
+        begun_tx.send(()).unwrap();
+        there.wait();
+    }));
+    begun.recv().unwrap();
+    let end = thread::spawn(move || drop(rt));
+    let (name, current) = dropped.recv().unwrap();
+    assert_eq!(name.as_deref(), Some("gopark-sysmon"));
+    assert!(current.is_some());
+    drop(current);
+    gate.open();
+    end.join().unwrap();
+}
+
+/// A waker that sysmon calls drops the runtime, which does not wait for that call.
+#[test]
+fn drop_of_the_runtime_on_sysmon() {
+    struct Ends(Mutex<Option<Runtime>>, Sender<Option<String>>);
+    impl Wake for Ends {
+        fn wake(self: Arc<Self>) {
+            drop(self.0.lock().unwrap().take());
+            self.1.send(thread::current().name().map(str::to_owned)).unwrap();
+        }
+    }
+    let _watchdog = watchdog(20);
+    let rt = Builder::new().workers(1).max_threads(0).build().unwrap();
+    let (begun_tx, begun) = channel();
+    let gate = Arc::new(Gate::default());
+    let (there, handle) = (gate.clone(), rt.handle().clone());
+    drop(rt.spawn(async move {
+        begun_tx.send(()).unwrap();
+        there.wait();
+    }));
+    begun.recv().unwrap();
+    let _entered = handle.enter();
+    let mut slept = pin!(gopark::time::sleep(Duration::from_millis(1)));
+    let (told, ended) = channel();
+    let waker = Waker::from(Arc::new(Ends(Mutex::new(Some(rt)), told)));
+    assert!(slept.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    assert_eq!(ended.recv().unwrap().as_deref(), Some("gopark-sysmon"));
+    gate.open();
 }
 
 /// Drops that block in place, one after the other: they are not nested, and do not start a thread each.

@@ -183,6 +183,8 @@ pub(crate) struct M {
 
 thread_local! {
     static CURRENT: Cell<*const M> = const { Cell::new(ptr::null()) };
+    /// The runtime whose thread this is: an M, or sysmon.
+    static HOME: Cell<*const Arc<Sched>> = const { Cell::new(ptr::null()) };
 }
 
 /// The M that this thread is, if it is one.
@@ -305,12 +307,21 @@ impl Sched {
     /// The runtime whose thread this is, if it is one's.
     #[inline]
     pub(crate) fn with_current<R>(f: impl FnOnce(Option<&Arc<Sched>>) -> R) -> R {
-        current(|m| f(m.map(|m| &m.sched)))
+        // SAFETY: `at_home` sets the pointer for as long as what it points to is borrowed, on this thread alone.
+        f(unsafe { HOME.get().as_ref() })
+    }
+
+    /// A thread's life as one of the runtime's.
+    fn at_home<R>(self: &Arc<Self>, life: impl FnOnce() -> R) -> R {
+        HOME.set(self);
+        let result = life();
+        HOME.set(ptr::null());
+        result
     }
 
     /// Is the calling thread one of this runtime's?
     pub(crate) fn is_inside(&self) -> bool {
-        current(|m| m.is_some_and(|m| ptr::eq(&*m.sched, self)))
+        Self::with_current(|sched| sched.is_some_and(|sched| ptr::eq(&**sched, self)))
     }
 
     /// Will the calling thread look at this netpoller's batons before it goes idle?

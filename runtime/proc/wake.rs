@@ -100,7 +100,7 @@ impl Sched {
         let sched = self.clone();
         let name = format!("{}-sysmon", self.thread_name());
         let main = move || {
-            sched.sysmon();
+            sched.at_home(|| sched.sysmon());
             sched.threads.lock().sysmon = false;
             sched.ended.notify_all();
         };
@@ -207,7 +207,7 @@ impl Sched {
         }
         // Before it runs, and lets others rest: one that rests looks at this.
         self.alive.store(alive + 1, Ordering::Relaxed);
-        let started = builder.spawn(move || M::main(sched, orders));
+        let started = builder.spawn(move || sched.at_home(|| M::main(sched.clone(), orders)));
         if started.is_err() {
             self.alive.store(alive, Ordering::Relaxed);
         }
