@@ -53,6 +53,8 @@ struct Sysmon<'a> {
     clocks: Vec<Clock>,
     /// Whether the next look is one that follows a new poll.
     follows: bool,
+    /// Nobody was at work when it looked, and something waited.
+    wants_thread: bool,
     end: End,
     reports: Arc<Reports>,
 }
@@ -120,6 +122,7 @@ impl Sched {
             polled: now,
             clocks: Vec::new(),
             follows: false,
+            wants_thread: false,
             end: End::default(),
             reports,
         };
@@ -195,8 +198,12 @@ impl Sysmon<'_> {
     fn try_again(&mut self) {
         let sched = self.sched;
         sched.refused.store(false, Ordering::Relaxed);
-        if self.nobody_runs() && sched.idle.idle_ps() > 0 && (sched.work_waiting() || !sched.idle.has_poller()) {
-            sched.wakep();
+        let wants =
+            self.nobody_runs() && sched.idle.idle_ps() > 0 && (sched.work_waiting() || !sched.idle.has_poller());
+        // Twice in a row: a burst of closures may have all threads for a moment.
+        let wanted = mem::replace(&mut self.wants_thread, wants);
+        if wants {
+            sched.wakep_or_tell(wanted);
         }
         let refused = sched.blocking_refused.swap(false, Ordering::Relaxed);
         if refused && sched.closures_wait() && !sched.wake_for_closures() {

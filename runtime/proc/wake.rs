@@ -37,19 +37,24 @@ fn no_thread(error: io::Error) -> io::Error {
 impl Sched {
     /// There is work that no running M is sure to reach: sees to it that one looks. Go's `wakep`.
     pub(crate) fn wakep(&self) {
+        self.wakep_or_tell(false);
+    }
+
+    /// The same for sysmon: where no thread can be had, and tasks wait, it says so if `tells`.
+    pub(crate) fn wakep_or_tell(&self, tells: bool) {
         if let Some(wakeup) = self.idle.wake() {
-            self.carry_out(wakeup);
+            self.carry_out(wakeup, tells);
         }
     }
 
     /// The same for work that the calling M will reach by itself.
     pub(crate) fn wakep_if_handy(&self) {
         if let Some(wakeup) = self.idle.wake_if_handy() {
-            self.carry_out(wakeup);
+            self.carry_out(wakeup, false);
         }
     }
 
-    fn carry_out(&self, wakeup: Wakeup) {
+    fn carry_out(&self, wakeup: Wakeup, tells: bool) {
         match wakeup {
             Wakeup::Unpark(m, p) => self.order(m, Orders::Run(p)),
             Wakeup::Break => self.netpoll.netpoll_break(),
@@ -64,7 +69,7 @@ impl Sched {
                 if self.idle.unstart(p) && self.anything_waiting() {
                     self.wakep();
                 }
-                if let Some(error) = error.filter(|_| self.work_waiting()) {
+                if let Some(error) = error.filter(|_| tells && self.work_waiting()) {
                     self.tell_refusal(&error);
                 }
             }
