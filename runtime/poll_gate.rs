@@ -163,12 +163,11 @@ impl Gate {
         let mut list = WakeList::default();
         let result = f(&mut list);
         if !list.is_untouched() {
-            let kept = self.netpoll.keep_batons(&mut list);
-            list.deliver();
-            if kept && !Sched::passes_batons(&self.netpoll) {
+            if self.netpoll.keep_batons(&mut list) && !Sched::passes_batons(&self.netpoll) {
                 // The Ms may all be asleep: one of them has to look (trap P23).
                 self.netpoll.netpoll_break();
             }
+            self.netpoll.deliver(&mut list);
         }
         result
     }

@@ -71,6 +71,8 @@ struct End {
     still: u64,
     /// When it had a thread drop what no M comes to drop.
     cancelled: Option<u64>,
+    /// When it had the sockets and the timers shut.
+    shut: Option<u64>,
 }
 
 /// What it knows of an M's thread: its CPU time, when that was read, and what part of the time before that it had used, in
@@ -226,11 +228,13 @@ impl Sysmon<'_> {
         }
         sched.netpoll.pass_batons(&mut list);
         sched.inject(&mut list);
-        if !list.has_foreign() {
-            list.wake_foreign();
-        } else if let Err(errand) = sched.send(Box::new(move || list.wake_foreign()), true) {
+        let (netpoll, any) = (sched.netpoll.clone(), list.has_foreign());
+        if netpoll.foreign.take(&mut list) {
+            sched.wakep();
+        }
+        if any {
             // Or nobody would.
-            errand();
+            sched.send(Box::new(move || netpoll.foreign.call()), true).unwrap_or_else(|errand| errand());
         }
     }
 
@@ -244,7 +248,7 @@ impl Sysmon<'_> {
         for (n, (p, seen)) in sched.ps().iter().zip(&self.seen).enumerate() {
             let Some(m) = p.holder().filter(|m| Some(m.id) == seen.holder) else { continue };
             let all_busy = sched.idle.idle_ps() == 0;
-            if !all_busy && (p.has_work() || !sched.idle.has_poller()) {
+            if !all_busy && (p.has_work() || !sched.netpoll.foreign.is_empty() || !sched.idle.has_poller()) {
                 if seen.asleep || seen.stuck {
                     sched.wakep();
                 } else {
@@ -326,8 +330,11 @@ impl Sysmon<'_> {
         if to_cancel && end.cancelled.is_none_or(long) {
             end.cancelled = Some(now);
             sched.cancel_elsewhere();
-        } else if left.1 >= left.0 || !to_cancel && long(end.still) {
-            sched.shut();
+        } else if (left.1 >= left.0 || !to_cancel && long(end.still)) && end.shut.is_none_or(long) {
+            end.shut = Some(now);
+            // It calls foreign wakers, which may wait for each other.
+            let there = sched.clone();
+            sched.send(Box::new(move || there.shut()), false).unwrap_or_else(|errand| errand());
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What is to be woken once no lock is held: the list that Go's `netpoll` returns (runtime/netpoll.go, `gList`).
 
+use super::sync::{AtomicUsize, Mutex, Ordering};
 use super::task::{self, G, GList, quietly};
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -88,20 +89,18 @@ impl WakeList {
         self.rest.as_mut()?.alarms.pop_front()
     }
 
-    /// Schedules the own tasks wherever they belong, then wakes and drops the rest. For callers that are not a P.
-    pub(crate) fn deliver(&mut self) {
+    /// Schedules the own tasks wherever they belong. For callers that are not a P.
+    pub(crate) fn submit(&mut self) {
         self.gs.by_ref().for_each(G::submit);
-        self.wake_foreign();
     }
 
-    /// Wakes and drops what is not the scheduler's. Called under no lock (traps S16, S18); a panic stays here (S23).
-    pub(crate) fn wake_foreign(&mut self) {
-        let Some(rest) = &mut self.rest else { return };
-        for waker in rest.foreign.drain(..) {
-            quietly(|| waker.wake());
-        }
-        for waker in rest.spent.drain(..) {
-            quietly(|| drop(waker));
+    /// All of it, for tests of what lies below the netpoller.
+    #[cfg(test)]
+    pub(crate) fn deliver(&mut self) {
+        self.submit();
+        if let Some(rest) = &mut self.rest {
+            rest.foreign.drain(..).for_each(|waker| quietly(|| waker.wake()));
+            rest.spent.drain(..).for_each(|waker| quietly(|| drop(waker)));
         }
     }
 
@@ -119,6 +118,68 @@ impl WakeList {
     fn rest(&mut self) -> &mut Rest {
         // At the end of a thread there is none.
         self.rest.get_or_insert_with(|| SPARE.try_with(Cell::take).ok().flatten().unwrap_or_default())
+    }
+}
+
+/// Calls of foreign wakers that nobody has begun: while one of them blocks, another thread can take the next.
+#[derive(Debug, Default)]
+pub(crate) struct Foreign {
+    calls: Mutex<VecDeque<Call>>,
+    /// For a look without the lock. Changed under it.
+    len: AtomicUsize,
+}
+
+#[derive(Debug)]
+enum Call {
+    Wake(Waker),
+    Drop(Waker),
+}
+
+impl Foreign {
+    /// Takes over what in the list is not the scheduler's. True: so much that others are to know of it, should the caller,
+    /// whose `call` follows, be held up by one of them.
+    pub(crate) fn take(&self, list: &mut WakeList) -> bool {
+        let Some(rest) = &mut list.rest else { return false };
+        // Who drops a waker of an own task frees memory at most.
+        rest.spent.retain(|waker| task::from_waker(waker).is_none());
+        if rest.foreign.is_empty() && rest.spent.is_empty() {
+            return false;
+        }
+        let mut calls = self.calls.lock();
+        calls.extend(rest.foreign.drain(..).map(Call::Wake));
+        calls.extend(rest.spent.drain(..).map(Call::Drop));
+        self.len.store(calls.len(), Ordering::Relaxed);
+        calls.len() > 1
+    }
+
+    /// The same, and calls them.
+    pub(crate) fn take_and_call(&self, list: &mut WakeList) {
+        self.take(list);
+        self.call();
+    }
+
+    /// Calls them one by one, under no lock (traps S16, S18); a panic stays here (S23).
+    pub(crate) fn call(&self) {
+        while let Some(call) = self.next() {
+            quietly(|| match call {
+                Call::Wake(waker) => waker.wake(),
+                Call::Drop(waker) => drop(waker),
+            });
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len.load(Ordering::Relaxed) == 0
+    }
+
+    fn next(&self) -> Option<Call> {
+        if self.is_empty() {
+            return None;
+        }
+        let mut calls = self.calls.lock();
+        let call = calls.pop_front();
+        self.len.store(calls.len(), Ordering::Relaxed);
+        call
     }
 }
 

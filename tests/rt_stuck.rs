@@ -5,7 +5,7 @@ mod support;
 
 use futures::future::join_all;
 use gopark::net::{TcpListener, TcpStream};
-use gopark::time::{Duration, sleep};
+use gopark::time::{Duration, Instant, sleep, sleep_until};
 use gopark::{Builder, Runtime};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
@@ -14,7 +14,7 @@ use std::pin::pin;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use support::{Gate, watchdog};
@@ -407,6 +407,50 @@ fn foreign_waker_that_blocks() {
         let mut slept = pin!(sleep(Duration::from_millis(1)));
         assert!(slept.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
         open_by_a_task(&rt, &begun, gate);
+    }
+}
+
+/// Two foreign wakers, due at once, of which each waits for the other: of timers, of a socket that a task or another thread
+/// closes, and of sockets at the end of the runtime.
+#[test]
+fn foreign_wakers_that_wait_for_each_other() {
+    struct Meets(Arc<Barrier>, Sender<()>);
+    impl Wake for Meets {
+        fn wake(self: Arc<Self>) {
+            self.0.wait();
+            self.1.send(()).unwrap();
+        }
+    }
+    let _watchdog = watchdog(60);
+    for (workers, case) in [1, 2].into_iter().flat_map(|workers| (0..4).map(move |case| (workers, case))) {
+        let rt = runtime(workers);
+        let (tx, met) = channel();
+        let both = Arc::new(Barrier::new(2));
+        let wakers = [(); 2].map(|()| Waker::from(Arc::new(Meets(both.clone(), tx.clone()))));
+        let entered = rt.enter();
+        if case == 0 {
+            let at = Instant::now() + Duration::from_millis(10);
+            let mut slept = [(); 2].map(|()| Box::pin(sleep_until(at)));
+            for (slept, waker) in slept.iter_mut().zip(&wakers) {
+                assert!(slept.as_mut().poll(&mut Context::from_waker(waker)).is_pending());
+            }
+            met.iter().take(2).for_each(drop);
+            continue;
+        }
+        let (here, _there) = std::os::unix::net::UnixStream::pair().unwrap();
+        let here = Arc::new(gopark::net::UnixStream::from_std(here).unwrap());
+        let there = here.clone();
+        let mut readable = [(); 2].map(|()| Box::pin(there.readable()));
+        for (readable, waker) in readable.iter_mut().zip(&wakers) {
+            assert!(readable.as_mut().poll(&mut Context::from_waker(waker)).is_pending());
+        }
+        drop(entered);
+        match case {
+            1 => drop(rt.spawn(async move { here.close() })),
+            2 => here.close(),
+            _ => drop(rt),
+        }
+        met.iter().take(2).for_each(drop);
     }
 }
 

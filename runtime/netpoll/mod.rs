@@ -27,7 +27,7 @@ pub(crate) use brk::Break;
 use crate::runtime::sync::{Mutex, UnsafeCell, spin};
 use crate::runtime::sys::Events;
 use crate::runtime::timer::{Clock, Timers, What};
-use crate::runtime::wake_list::{Alarm, SlotId, WakeList};
+use crate::runtime::wake_list::{Alarm, Foreign, SlotId, WakeList};
 use desc::{PollDesc, Side, Table};
 pub(crate) use epoll::BATCH;
 use epoll::{Epoll, Event};
@@ -53,6 +53,7 @@ pub(crate) struct Netpoll {
     /// Deadlines and other alarms of descriptors. Go keeps them with the Ps' timers; but here a socket may be used where
     /// there is no P.
     timers: Timers,
+    pub(crate) foreign: Foreign,
     batons: Mutex<Vec<SlotId>>,
     /// How many `batons` there are, so that nobody takes the lock for none.
     baton_count: AtomicUsize,
@@ -73,6 +74,7 @@ impl Netpoll {
             polled: AtomicBool::new(false),
             clock: Clock::new(),
             timers: Timers::new(),
+            foreign: Foreign::default(),
             batons: Mutex::new(Vec::new()),
             baton_count: AtomicUsize::new(0),
         })
@@ -99,7 +101,17 @@ impl Netpoll {
     fn free(&self, id: SlotId) {
         let mut list = WakeList::default();
         self.table.free(id, &self.timers, &mut list);
-        list.deliver();
+        self.deliver(&mut list);
+    }
+
+    /// Wakes and drops what is in a list. For callers that are not a P.
+    pub(crate) fn deliver(&self, list: &mut WakeList) {
+        list.submit();
+        if self.foreign.take(list) {
+            // The Ms may all be asleep: should one of the calls block, one of them has to take the next.
+            self.netpoll_break();
+        }
+        self.foreign.call();
     }
 
     /// The descriptor that one of its slots names.
@@ -151,10 +163,8 @@ impl Netpoll {
     }
 
     /// Wakes every waiter; later operations and registrations are refused.
-    pub(crate) fn shut(&self) {
-        let mut list = WakeList::default();
-        self.table.shut_all(&mut list);
-        list.deliver();
+    pub(crate) fn shut(&self, list: &mut WakeList) {
+        self.table.shut_all(list);
     }
 
     /// Polls without waiting: how many events there were, of `BATCH` at most. Steps back where another poll is under way:

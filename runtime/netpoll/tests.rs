@@ -401,7 +401,9 @@ fn shut_and_waiters_and_registration() {
     let (a, b) = pair();
     let id = netpoll.open(a.as_fd(), Start::Nil).unwrap().unwrap();
     let (read, write) = (wait_in(netpoll.desc(id).slot(Side::Read)), wait_in(netpoll.desc(id).slot(Side::Write)));
-    netpoll.shut();
+    let mut list = WakeList::default();
+    netpoll.shut(&mut list);
+    netpoll.deliver(&mut list);
     assert_eq!((woken(&read), woken(&write)), (1, 1));
     assert_eq!(netpoll.desc(id).slot(Side::Read).begin(), Begin::Shut(Shut::Gone));
     assert!(netpoll.open(b.as_fd(), Start::Try).unwrap().is_none());

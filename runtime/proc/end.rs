@@ -59,12 +59,12 @@ impl Sched {
     /// Wakes whoever waits for a socket or a timer, at the end: not while an M polls or drops futures, which may use
     /// both, but once all that are left wait for something inside a poll, since nothing else can end the wait.
     pub(crate) fn shut(&self) {
-        self.netpoll.shut();
         let mut list = WakeList::default();
+        self.netpoll.shut(&mut list);
         for p in &self.ps {
             p.timers.shut(&mut list);
         }
-        list.deliver();
+        self.netpoll.deliver(&mut list);
     }
 
     /// The last M waits for the tasks that others are about to queue, or drop.

@@ -142,6 +142,7 @@ impl M {
             self.run_blocking();
             self.p.get()?;
         }
+        self.call_foreign()?;
         let now = self.sched.now();
         let ask_network = self.check.begin(tick, now);
         let list = &mut *self.list.borrow_mut();
@@ -242,6 +243,7 @@ impl M {
         if let Some(g) = self.steal_work() {
             return Some(g);
         }
+        self.call_foreign()?;
         // One waiter at a time, but to the last: those that were chosen so far may all have been forgotten (trap P23).
         let list = &mut *self.list.borrow_mut();
         while self.sched.netpoll.has_batons() {
@@ -349,8 +351,9 @@ impl M {
                 sched.expire_timers(sched.now(), list);
                 // Every P is busy; their Ms look at the global queue before they rest.
                 sched.inject(list);
+                sched.netpoll.foreign.take(list);
                 sched.wakep();
-                list.wake_foreign();
+                sched.netpoll.foreign.call();
                 if back == Back::Job {
                     self.run_blocking();
                 }
@@ -416,7 +419,17 @@ impl M {
             // While they block, this M looks for nothing.
             self.reset_spinning();
         }
-        list.wake_foreign();
+        self.sched.netpoll.foreign.take_and_call(list);
+    }
+
+    /// Calls the foreign wakers that another thread has left behind, which is held up by one of them. `None`: the P is gone.
+    fn call_foreign(&self) -> Option<()> {
+        let foreign = &self.sched.netpoll.foreign;
+        if !foreign.is_empty() {
+            self.reset_spinning();
+            foreign.call();
+        }
+        self.p.get().map(drop)
     }
 
     /// Wakes another M only if more is left than this one will soon run itself. Go wakes one for every task, which is

@@ -290,9 +290,11 @@ impl Sched {
         self.work_waiting() || self.netpoll.has_batons()
     }
 
-    /// Is there a task that an idle M could take?
+    /// Is there a task that an idle M could take, or a foreign waker to be called?
     pub(crate) fn work_waiting(&self) -> bool {
-        !self.global.is_empty() || self.ps().iter().any(|p| p.remote().is_some_and(|r| !r.is_empty()))
+        !self.global.is_empty()
+            || !self.netpoll.foreign.is_empty()
+            || self.ps().iter().any(|p| p.remote().is_some_and(|r| !r.is_empty()))
     }
 
     pub(crate) fn now(&self) -> u64 {
