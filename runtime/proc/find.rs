@@ -142,7 +142,6 @@ impl M {
             self.run_blocking();
             self.p.get()?;
         }
-        self.call_foreign()?;
         let now = self.sched.now();
         let ask_network = self.check.begin(tick, now);
         let list = &mut *self.list.borrow_mut();
@@ -243,7 +242,12 @@ impl M {
         if let Some(g) = self.steal_work() {
             return Some(g);
         }
-        self.call_foreign()?;
+        if !self.sched.netpoll.foreign.is_empty() {
+            // Left behind by a thread that is held up by one of them.
+            self.reset_spinning();
+            self.sched.netpoll.foreign.call();
+            self.p.get()?;
+        }
         // One waiter at a time, but to the last: those that were chosen so far may all have been forgotten (trap P23).
         let list = &mut *self.list.borrow_mut();
         while self.sched.netpoll.has_batons() {
@@ -420,16 +424,6 @@ impl M {
             self.reset_spinning();
         }
         self.sched.netpoll.foreign.take_and_call(list);
-    }
-
-    /// Calls the foreign wakers that another thread has left behind, which is held up by one of them. `None`: the P is gone.
-    fn call_foreign(&self) -> Option<()> {
-        let foreign = &self.sched.netpoll.foreign;
-        if !foreign.is_empty() {
-            self.reset_spinning();
-            foreign.call();
-        }
-        self.p.get().map(drop)
     }
 
     /// Wakes another M only if more is left than this one will soon run itself. Go wakes one for every task, which is
