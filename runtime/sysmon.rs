@@ -228,13 +228,13 @@ impl Sysmon<'_> {
         }
         sched.netpoll.pass_batons(&mut list);
         sched.inject(&mut list);
-        let (netpoll, any) = (sched.netpoll.clone(), list.has_foreign());
-        if netpoll.foreign.take(&mut list) {
-            sched.wakep();
-        }
-        if any {
+        let (there, list_has_foreign) = (sched.clone(), list.has_foreign());
+        let mut call = move || there.netpoll.foreign.call(&mut list, || there.wakep());
+        if list_has_foreign {
             // Or nobody would.
-            sched.send(Box::new(move || netpoll.foreign.call()), true).unwrap_or_else(|errand| errand());
+            sched.send(Box::new(call), true).unwrap_or_else(|errand| errand());
+        } else {
+            call();
         }
     }
 
@@ -330,11 +330,17 @@ impl Sysmon<'_> {
         if to_cancel && end.cancelled.is_none_or(long) {
             end.cancelled = Some(now);
             sched.cancel_elsewhere();
-        } else if (left.1 >= left.0 || !to_cancel && long(end.still)) && end.shut.is_none_or(long) {
+        } else if (left.1 >= left.0 || !to_cancel && long(end.still))
+            && end.shut.is_none_or(|shut| long(shut) && !sched.netpoll.foreign.is_empty())
+        {
             end.shut = Some(now);
             // It calls foreign wakers, which may wait for each other.
             let there = sched.clone();
-            sched.send(Box::new(move || there.shut()), false).unwrap_or_else(|errand| errand());
+            let shut = move || {
+                there.shut();
+                there.netpoll.foreign.call_left_behind();
+            };
+            sched.send(Box::new(shut), false).unwrap_or_else(|errand| errand());
         }
     }
 }

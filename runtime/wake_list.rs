@@ -121,12 +121,20 @@ impl WakeList {
     }
 }
 
-/// Calls of foreign wakers that nobody has begun: while one of them blocks, another thread can take the next.
+/// Calls of foreign wakers: of several that are due at once, those that nobody has begun lie here, and while one of them blocks,
+/// another thread can take the next.
 #[derive(Debug, Default)]
 pub(crate) struct Foreign {
-    calls: Mutex<VecDeque<Call>>,
+    calls: Mutex<Calls>,
     /// For a look without the lock. Changed under it.
     len: AtomicUsize,
+}
+
+#[derive(Debug, Default)]
+struct Calls {
+    /// Each with the number of its batch.
+    queue: VecDeque<(u64, Call)>,
+    batches: u64,
 }
 
 #[derive(Debug)]
@@ -136,35 +144,38 @@ enum Call {
 }
 
 impl Foreign {
-    /// Takes over what in the list is not the scheduler's. True: so much that others are to know of it, should the caller,
-    /// whose `call` follows, be held up by one of them.
-    pub(crate) fn take(&self, list: &mut WakeList) -> bool {
-        let Some(rest) = &mut list.rest else { return false };
+    /// Wakes and drops what in the list is not the scheduler's, and no one else's: the caller may hold locks of the user's. Under
+    /// none of the runtime's (traps S16, S18); a panic stays here (S23). Before it begins with the first of several it has
+    /// somebody `told` who can take the others.
+    pub(crate) fn call(&self, list: &mut WakeList, tell: impl FnOnce()) {
+        let Some(rest) = &mut list.rest else { return };
         // Who drops a waker of an own task frees memory at most.
         rest.spent.retain(|waker| task::from_waker(waker).is_none());
-        if rest.foreign.is_empty() && rest.spent.is_empty() {
-            return false;
+        let (wakes, drops) = (rest.foreign.drain(..).map(Call::Wake), rest.spent.drain(..).map(Call::Drop));
+        let mut new = wakes.chain(drops);
+        let Some(first) = new.next() else { return };
+        let Some(second) = new.next() else {
+            drop(new);
+            return first.make();
+        };
+        let batch = {
+            let mut calls = self.calls.lock();
+            calls.batches += 1;
+            let batch = calls.batches;
+            calls.queue.extend([first, second].into_iter().chain(new).map(|call| (batch, call)));
+            self.len.store(calls.queue.len(), Ordering::Relaxed);
+            batch
+        };
+        tell();
+        while let Some(call) = self.next(|of| of == batch) {
+            call.make();
         }
-        let mut calls = self.calls.lock();
-        calls.extend(rest.foreign.drain(..).map(Call::Wake));
-        calls.extend(rest.spent.drain(..).map(Call::Drop));
-        self.len.store(calls.len(), Ordering::Relaxed);
-        calls.len() > 1
     }
 
-    /// The same, and calls them.
-    pub(crate) fn take_and_call(&self, list: &mut WakeList) {
-        self.take(list);
-        self.call();
-    }
-
-    /// Calls them one by one, under no lock (traps S16, S18); a panic stays here (S23).
-    pub(crate) fn call(&self) {
-        while let Some(call) = self.next() {
-            quietly(|| match call {
-                Call::Wake(waker) => waker.wake(),
-                Call::Drop(waker) => drop(waker),
-            });
+    /// The same for what other threads have left behind. For a thread that holds nothing.
+    pub(crate) fn call_left_behind(&self) {
+        while let Some(call) = self.next(|_| true) {
+            call.make();
         }
     }
 
@@ -172,14 +183,24 @@ impl Foreign {
         self.len.load(Ordering::Relaxed) == 0
     }
 
-    fn next(&self) -> Option<Call> {
+    fn next(&self, of: impl Fn(u64) -> bool) -> Option<Call> {
         if self.is_empty() {
             return None;
         }
         let mut calls = self.calls.lock();
-        let call = calls.pop_front();
-        self.len.store(calls.len(), Ordering::Relaxed);
-        call
+        let at = calls.queue.iter().position(|(batch, _)| of(*batch))?;
+        let call = calls.queue.remove(at);
+        self.len.store(calls.queue.len(), Ordering::Relaxed);
+        call.map(|(_, call)| call)
+    }
+}
+
+impl Call {
+    fn make(self) {
+        quietly(|| match self {
+            Call::Wake(waker) => waker.wake(),
+            Call::Drop(waker) => drop(waker),
+        });
     }
 }
 

@@ -107,11 +107,8 @@ impl Netpoll {
     /// Wakes and drops what is in a list. For callers that are not a P.
     pub(crate) fn deliver(&self, list: &mut WakeList) {
         list.submit();
-        if self.foreign.take(list) {
-            // The Ms may all be asleep: should one of the calls block, one of them has to take the next.
-            self.netpoll_break();
-        }
-        self.foreign.call();
+        // The Ms may all be asleep: should one of the calls block, one of them has to take the next.
+        self.foreign.call(list, || self.netpoll_break());
     }
 
     /// The descriptor that one of its slots names.

@@ -142,6 +142,7 @@ impl M {
             self.run_blocking();
             self.p.get()?;
         }
+        self.call_left_behind()?;
         let now = self.sched.now();
         let ask_network = self.check.begin(tick, now);
         let list = &mut *self.list.borrow_mut();
@@ -242,12 +243,7 @@ impl M {
         if let Some(g) = self.steal_work() {
             return Some(g);
         }
-        if !self.sched.netpoll.foreign.is_empty() {
-            // Left behind by a thread that is held up by one of them.
-            self.reset_spinning();
-            self.sched.netpoll.foreign.call();
-            self.p.get()?;
-        }
+        self.call_left_behind()?;
         // One waiter at a time, but to the last: those that were chosen so far may all have been forgotten (trap P23).
         let list = &mut *self.list.borrow_mut();
         while self.sched.netpoll.has_batons() {
@@ -355,9 +351,8 @@ impl M {
                 sched.expire_timers(sched.now(), list);
                 // Every P is busy; their Ms look at the global queue before they rest.
                 sched.inject(list);
-                sched.netpoll.foreign.take(list);
                 sched.wakep();
-                sched.netpoll.foreign.call();
+                sched.netpoll.foreign.call(list, || sched.wakep());
                 if back == Back::Job {
                     self.run_blocking();
                 }
@@ -423,7 +418,23 @@ impl M {
             // While they block, this M looks for nothing.
             self.reset_spinning();
         }
-        self.sched.netpoll.foreign.take_and_call(list);
+        // Sysmon sees to who blocks with a P.
+        self.sched.netpoll.foreign.call(list, || {
+            if !self.has_p() {
+                self.sched.wakep()
+            }
+        });
+    }
+
+    /// Calls the foreign wakers that another thread has left behind, which is held up by one of them. `None`: the P is gone.
+    fn call_left_behind(&self) -> Option<()> {
+        let foreign = &self.sched.netpoll.foreign;
+        if !foreign.is_empty() {
+            // While they block, this M looks for nothing.
+            self.reset_spinning();
+            foreign.call_left_behind();
+        }
+        self.p.get().map(drop)
     }
 
     /// Wakes another M only if more is left than this one will soon run itself. Go wakes one for every task, which is
