@@ -337,7 +337,10 @@ impl Sysmon<'_> {
             // It calls foreign wakers, which may wait for each other.
             let there = sched.clone();
             let shut = move || {
-                there.shut();
+                // The last M does so itself.
+                if left.0 > 0 {
+                    there.shut();
+                }
                 there.netpoll.foreign.call_left_behind();
             };
             sched.send(Box::new(shut), false).unwrap_or_else(|errand| errand());

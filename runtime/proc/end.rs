@@ -158,6 +158,8 @@ impl M {
             sched.shut();
         }
         if alive == 0 {
+            // Whoever has left them behind is held up, and waits for them perhaps.
+            sched.netpoll.foreign.call_left_behind();
             sched.clean_up();
             sched.threads.lock().ended = true;
             sched.ended.notify_all();

@@ -315,10 +315,15 @@ impl Sched {
 
     /// A thread's life as one of the runtime's.
     fn at_home<R>(self: &Arc<Self>, life: impl FnOnce() -> R) -> R {
+        struct Leaves;
+        impl Drop for Leaves {
+            fn drop(&mut self) {
+                HOME.set(ptr::null());
+            }
+        }
         HOME.set(self);
-        let result = life();
-        HOME.set(ptr::null());
-        result
+        let _leaves = Leaves;
+        life()
     }
 
     /// Is the calling thread one of this runtime's?
