@@ -228,13 +228,11 @@ impl Sysmon<'_> {
         }
         sched.netpoll.pass_batons(&mut list);
         sched.inject(&mut list);
-        let (there, list_has_foreign) = (sched.clone(), list.has_foreign());
-        let mut call = move || there.netpoll.foreign.call(&mut list, || there.wakep());
-        if list_has_foreign {
+        if list.has_foreign() {
+            let there = sched.clone();
+            let call = move || there.netpoll.foreign.call(&mut list, || there.wakep());
             // Or nobody would.
             sched.send(Box::new(call), true).unwrap_or_else(|errand| errand());
-        } else {
-            call();
         }
     }
 
