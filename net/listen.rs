@@ -4,11 +4,11 @@
 use crate::runtime::poll_gate::{Gate, Side};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use std::fmt;
-use std::io;
+use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 /// Go's default for the silence after which a peer is probed.
@@ -155,29 +155,37 @@ impl Backoff {
         if pause != 0 && fd.now() / MS < pause >> 16 {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        loop {
-            let result = accept();
-            match result.as_ref().err().and_then(io::Error::raw_os_error) {
+        let error = loop {
+            match accept() {
                 // A connection that died in the queue: it is out of it now.
-                Some(libc::ECONNABORTED) => {}
-                Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => break,
-                _ => {
+                Err(e) if e.raw_os_error() == Some(libc::ECONNABORTED) => {}
+                Err(e) if LACKING.map(Some).contains(&e.raw_os_error()) => break e,
+                result => {
                     if pause != 0 && result.is_ok() {
                         self.pause.store(0, Ordering::Relaxed);
                     }
                     return result;
                 }
             }
-        }
+        };
         let length = next_pause(pause & 0xffff);
         let end = fd.now().div_ceil(MS) + length;
         // Only one of several that fail at once begins the pause.
         if self.pause.compare_exchange(pause, end << 16 | length, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
             fd.retry_at(Side::Read, end * MS);
+            TOLD.call_once(|| {
+                let advice = "see `ulimit -n` and `gopark::net::raise_nofile_limit`";
+                let _ = writeln!(io::stderr(), "gopark: accept: {error}. It waits until there is some again; {advice}");
+            });
         }
         Err(io::ErrorKind::WouldBlock.into())
     }
 }
+
+/// What accept(2) may find lacking.
+const LACKING: [i32; 4] = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
+/// Somebody was told, once in the life of the process.
+static TOLD: Once = Once::new();
 
 /// A millisecond of the gate's clock.
 const MS: u64 = 1_000_000;

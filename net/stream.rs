@@ -238,7 +238,7 @@ macro_rules! listener {
             ///
             /// Where the process or the system has no descriptor or memory left (`EMFILE`, `ENFILE`, `ENOBUFS`,
             /// `ENOMEM`), it waits too: it tries again after 5 ms, doubling to 1 s, and goes on by itself when there is
-            /// some again. A connection that died in the queue is passed over.
+            /// some again. The first time a line on stderr says so. A connection that died in the queue is passed over.
             ///
             /// The connection belongs to the current runtime, or, outside of one, to the listener's.
             ///

@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::{Duration, Instant};
+use support::{child, is_child};
 
 #[test]
 fn address_in_use() {
@@ -428,6 +429,32 @@ fn out_of_descriptors_and_they_come_free() {
         assert!(is_pending(&mut accept).await);
         drop(limit);
         assert_eq!(accept.await.unwrap().1, client.local_addr().unwrap());
+    });
+}
+
+/// Once in the life of a process that is said on stderr, with what may be done.
+#[test]
+fn out_of_descriptors_and_a_line_on_stderr() {
+    const TEST: &str = "out_of_descriptors_and_a_line_on_stderr";
+    let _alone = alone(60);
+    if !is_child(TEST) {
+        let output = child(TEST, &[]);
+        assert!(output.status.success(), "{output:?}");
+        let text = String::from_utf8_lossy(&output.stderr);
+        let lines: Vec<_> = text.lines().filter(|line| line.starts_with("gopark: accept: ")).collect();
+        assert!(matches!(lines[..], [line] if line.contains("raise_nofile_limit")), "{text}");
+        return;
+    }
+    runtime(1).run(async {
+        for _ in 0..3 {
+            let listener = TcpListener::bind(ANY).await.unwrap();
+            let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let mut accept = Box::pin(listener.accept());
+            let limit = Limit::exhausted();
+            assert!(is_pending(&mut accept).await);
+            drop(limit);
+            assert_eq!(accept.await.unwrap().1, client.local_addr().unwrap());
+        }
     });
 }
 
