@@ -34,6 +34,11 @@ pub(crate) fn without_budget() -> impl Drop {
     Restore(LEFT.take())
 }
 
+/// Has the poll any left?
+pub(crate) fn is_left() -> bool {
+    LEFT.get().is_none_or(|left| left > 0)
+}
+
 /// Takes one unit. `Pending`: none is left; the task has been woken and must return.
 #[inline]
 pub(crate) fn poll_take(cx: &mut Context<'_>) -> Poll<()> {

@@ -60,24 +60,26 @@ impl Local {
         self.worker.pop()
     }
 
-    /// Moves up to `n` tasks here from the global queue. Go's `globrunqget`.
+    /// Moves up to `n` tasks here from the global queue, what is due first. Go's `globrunqget`.
     pub(crate) fn refill(&self, global: &Global, n: usize) {
-        let Lists { due, tasks } = global.take(n);
-        due.for_each(|g| self.push_due(g));
-        tasks.for_each(|g| self.push(g));
+        self.fetch(global, n, |due| n - due, false);
     }
 
     /// Takes up to `n` tasks that are due out of the global queue, to run them in turn with what is here, and for every
     /// `EACH` of them another one, or the others would wait for as long as there are such; with `one`, returns one more.
     pub(crate) fn look_at(&self, global: &Global, n: usize, one: bool) -> Option<G> {
         const EACH: usize = 3;
+        self.fetch(global, n, |due| due / EACH, one)
+    }
+
+    fn fetch(&self, global: &Global, n: usize, others: impl FnOnce(usize) -> usize, one: bool) -> Option<G> {
         if global.is_empty() {
             return None;
         }
         let (due, tasks, g) = global.change(|lists| {
             let g = if one { lists.tasks.next() } else { None };
             let due: GList = lists.due.by_ref().take(n).collect();
-            let tasks: GList = lists.tasks.by_ref().take(due.len() / EACH).collect();
+            let tasks: GList = lists.tasks.by_ref().take(others(due.len())).collect();
             (due, tasks, g)
         });
         due.for_each(|g| self.push_due(g));
@@ -128,14 +130,6 @@ impl Remote {
         from_ptr(self.next.swap(ptr::null_mut(), Ordering::AcqRel))
     }
 
-    /// Takes everything out (trap S3). No more than there is now: its owner may come back to it.
-    fn drain(&self) -> Lists {
-        let all = |from: &Stealer<G>| iter::from_fn(|| insist(|| from.steal())).take(from.len()).collect();
-        let mut lists = Lists { due: all(&self.due), tasks: self.take_next().into_iter().collect() };
-        lists.tasks.append(&mut all(&self.stealer));
-        lists
-    }
-
     /// Is there anything to steal?
     pub(crate) fn is_empty(&self) -> bool {
         self.stealer.is_empty() && self.due.is_empty() && self.next.load(Ordering::Relaxed).is_null()
@@ -182,13 +176,15 @@ impl Global {
         self.change(|lists| lists.tasks.prepend(iter::once(g).collect()));
     }
 
-    /// Takes all that an M has, and puts it before the others of its kind, since it has waited there. False: there was
-    /// nothing.
+    /// Takes all that an M has (trap S3), and puts it before the others of its kind, since it has waited there. No more
+    /// than there is now: its owner may come back to it. False: there was nothing.
     pub(crate) fn take_over(&self, from: &Remote) -> bool {
         if from.is_empty() {
             return false;
         }
-        let Lists { due, tasks } = from.drain();
+        let all = |from: &Stealer<G>| iter::from_fn(|| insist(|| from.steal())).take(from.len()).collect();
+        let (due, mut tasks): (_, GList) = (all(&from.due), from.take_next().into_iter().collect());
+        tasks.append(&mut all(&from.stealer));
         self.change(|lists| {
             lists.due.prepend(due);
             lists.tasks.prepend(tasks);
@@ -206,18 +202,6 @@ impl Global {
             return None;
         }
         self.change(|lists| lists.due.next().or_else(|| lists.tasks.next()))
-    }
-
-    /// Takes up to `n` tasks out, what is due first.
-    fn take(&self, n: usize) -> Lists {
-        if self.is_empty() {
-            return Lists::default();
-        }
-        self.change(|lists| {
-            let due: GList = lists.due.by_ref().take(n).collect();
-            let tasks = lists.tasks.by_ref().take(n - due.len()).collect();
-            Lists { due, tasks }
-        })
     }
 
     pub(crate) fn is_empty(&self) -> bool {

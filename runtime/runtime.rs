@@ -193,7 +193,8 @@ impl Runtime {
     /// Shuts the runtime down and waits for it, but not longer than `timeout`.
     ///
     /// # Errors
-    /// [`StillRunning`], if a poll or a closure was still under way. It goes on, and the runtime ends when it does.
+    /// [`StillRunning`], if the runtime's threads had not all ended. A poll or a closure that is under way goes on, and the
+    /// runtime ends when it does. (A thread that rests takes a moment to end, too.)
     /// Called by one of the runtime's own tasks, it is that task: the error then comes at once. The destructors of a thread's
     /// own variables (`thread_local!`) are not waited for.
     pub fn shutdown_timeout(mut self, timeout: Duration) -> Result<(), StillRunning> {
@@ -201,8 +202,9 @@ impl Runtime {
         let sched = &self.handle.sched;
         sched.stop();
         let now = Instant::now();
-        let deadline = if sched.is_inside() { Some(now) } else { now.checked_add(timeout) };
-        let threads = without_p(|| sched.wait_ended(deadline));
+        let far = Duration::from_secs(1 << 30);
+        let deadline = if sched.is_inside() { now } else { now + timeout.min(far) };
+        let threads = without_p(|| sched.wait_ended(Some(deadline)));
         if threads == 0 { Ok(()) } else { Err(StillRunning { threads, tasks: sched.owned.running() }) }
     }
 
@@ -231,12 +233,12 @@ pub struct StillRunning {
 }
 
 impl StillRunning {
-    /// How many of the runtime's threads were still in a poll or a closure.
+    /// How many of the runtime's threads had not ended.
     pub fn threads(&self) -> usize {
         self.threads
     }
 
-    /// Which tasks and closures those were.
+    /// The tasks and closures that were still in a poll.
     pub fn tasks(&self) -> &[TaskInfo] {
         &self.tasks
     }
@@ -244,7 +246,7 @@ impl StillRunning {
 
 impl fmt::Display for StillRunning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} of the runtime's threads are still in a poll or a closure", self.threads)?;
+        write!(f, "{} of the runtime's threads have not ended", self.threads)?;
         self.tasks.iter().try_for_each(|task| write!(f, "; {task}"))
     }
 }
@@ -252,9 +254,10 @@ impl fmt::Display for StillRunning {
 impl std::error::Error for StillRunning {}
 
 thread_local! {
-    /// The runtimes that this thread has entered, the last one first. (A worker is inside its own without this.)
-    /// Never dropped, so that the destructors of a thread may still ask; each guard gives back what it entered.
-    static ENTERED: RefCell<ManuallyDrop<Option<Handle>>> = const { RefCell::new(ManuallyDrop::new(None)) };
+    /// The runtimes that this thread has entered, the last one last. (A worker is inside its own without this.) `None` where a
+    /// guard was dropped before a later one. Never dropped, so that the destructors of a thread may still ask; each guard
+    /// takes out what it entered, and the last one the storage.
+    static ENTERED: RefCell<ManuallyDrop<Vec<Option<Handle>>>> = const { RefCell::new(ManuallyDrop::new(Vec::new())) };
 }
 
 /// A way into a runtime, from any thread. It does not keep the runtime running: once that is shut down, what is
@@ -269,6 +272,7 @@ impl Handle {
     ///
     /// # Panics
     /// Outside a runtime.
+    #[track_caller]
     pub fn current() -> Handle {
         let Some(handle) = Handle::try_current() else { outside("Handle::current") };
         handle
@@ -338,8 +342,11 @@ impl Handle {
 
     /// Makes this the current runtime of the thread until the guard is dropped.
     pub fn enter(&self) -> EnterGuard<'_> {
-        let before = ManuallyDrop::into_inner(ENTERED.replace(ManuallyDrop::new(Some(self.clone()))));
-        EnterGuard { before, handle: PhantomData, not_send: PhantomData }
+        let place = ENTERED.with_borrow_mut(|entered| {
+            entered.push(Some(self.clone()));
+            entered.len() - 1
+        });
+        EnterGuard { place, handle: PhantomData, not_send: PhantomData }
     }
 
     /// A timer of the current runtime.
@@ -369,7 +376,7 @@ fn outside(who: &str) -> ! {
 #[inline]
 fn with_sched<R>(f: impl FnOnce(Option<&Arc<Sched>>) -> R) -> R {
     // Not borrowed while `f` runs, which may enter another runtime.
-    match ENTERED.with_borrow(|entered| Option::clone(entered)) {
+    match ENTERED.with_borrow(|entered| entered.last().cloned().flatten()) {
         Some(handle) => f(Some(&handle.sched)),
         None => Sched::with_current(f),
     }
@@ -415,7 +422,8 @@ impl futures_task::Spawn for Handle {
 #[derive(Debug)]
 #[must_use = "the runtime is left again when the guard is dropped"]
 pub struct EnterGuard<'a> {
-    before: Option<Handle>,
+    /// Where it is among those that the thread has entered.
+    place: usize,
     handle: PhantomData<&'a Handle>,
     /// It belongs to one thread.
     not_send: PhantomData<*mut ()>,
@@ -423,8 +431,17 @@ pub struct EnterGuard<'a> {
 
 impl Drop for EnterGuard<'_> {
     fn drop(&mut self) {
-        let mine = ENTERED.replace(ManuallyDrop::new(self.before.take()));
-        drop(ManuallyDrop::into_inner(mine));
+        let mine = ENTERED.with_borrow_mut(|entered| {
+            let mine = entered[self.place].take();
+            let used = entered.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
+            entered.truncate(used);
+            if used == 0 {
+                **entered = Vec::new();
+            }
+            mine
+        });
+        // Not while it is borrowed: it may be the last that holds its runtime.
+        drop(mine);
     }
 }
 

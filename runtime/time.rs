@@ -160,11 +160,12 @@ impl<F: Future> Timeout<F> {
 
     fn poll_or_gone(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Result<F::Output, Elapsed>, Shut>> {
         let this = self.project();
+        let had = budget::is_left();
         if let Poll::Ready(output) = this.future.poll(cx) {
             return Poll::Ready(Ok(Ok(output)));
         }
         // A future that has used up the budget must not keep the time from being looked at.
-        let _budget = budget::without_budget();
+        let _budget = (had && !budget::is_left()).then(budget::without_budget);
         this.sleep.poll_or_gone(cx).map_ok(|()| Err(Elapsed(())))
     }
 }

@@ -238,6 +238,8 @@ fn outside_a_runtime() {
         std::panic::set_hook(before);
         told.recv().unwrap()
     };
+    let (here, found) = (line!(), line(|| drop(gopark::Handle::current())));
+    assert_eq!(found, here);
     let (here, found) = (line!(), line(|| drop(gopark::time::sleep(gopark::time::Duration::ZERO))));
     assert_eq!(found, here);
     let (here, found) = (line!(), line(|| drop(gopark::io::PollFd::new(std::fs::File::open("/dev/null").unwrap()))));

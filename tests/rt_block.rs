@@ -437,6 +437,17 @@ fn enter_guards_nest() {
         assert_eq!(name(), "runtime-a");
     }
     assert!(Handle::try_current().is_none());
+    // In whatever order they go.
+    let [first, second, third] = [a.enter(), b.enter(), a.enter()];
+    drop(second);
+    assert_eq!(name(), "runtime-a");
+    drop(third);
+    assert_eq!(name(), "runtime-a");
+    let last = b.enter();
+    drop(first);
+    assert_eq!(name(), "runtime-b");
+    drop(last);
+    assert!(Handle::try_current().is_none());
     // On a worker of one runtime, the other.
     let b_handle = b.handle().clone();
     let names = a.run(async move {

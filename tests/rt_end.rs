@@ -13,7 +13,7 @@ use std::sync::{Arc, Barrier, Mutex};
 use std::task::{Context, Wake, Waker};
 use std::thread;
 use std::time::Duration;
-use support::{Gate, watchdog};
+use support::{Gate, child, is_child, watchdog};
 
 struct OnDrop<F: FnMut()>(F);
 
@@ -233,6 +233,52 @@ fn shutdown_timeout_and_a_thread_local_that_is_slow_to_drop() {
     rt.run(async {});
     rt.shutdown_timeout(Duration::from_secs(20)).unwrap();
     gate.open();
+}
+
+/// The same where it waits as long as a Duration can say.
+#[test]
+fn shutdown_timeout_without_end_and_a_thread_local() {
+    thread_local!(static SLOW: RefCell<Option<OnDrop<Box<dyn FnMut()>>>> = const { RefCell::new(None) });
+    let _watchdog = watchdog(30);
+    let gate = Arc::new(Gate::default());
+    let slow = gate.clone();
+    let rt = Builder::new().workers(1).build().unwrap();
+    rt.run(async move { SLOW.set(Some(OnDrop(Box::new(move || slow.wait())))) });
+    rt.shutdown_timeout(Duration::MAX).unwrap();
+    gate.open();
+}
+
+/// A thread that has had nothing to do for long drops the runtime that it belongs to, by a variable of its own: it does not
+/// wait for itself.
+#[test]
+fn runtime_in_a_thread_local_of_its_own() {
+    const TEST: &str = "runtime_in_a_thread_local_of_its_own";
+    let _watchdog = watchdog(60);
+    if !is_child(TEST) {
+        let output = child(TEST, &[]);
+        assert!(output.status.success(), "{output:?}");
+        return;
+    }
+    thread_local!(static OWNER: RefCell<Option<OnDrop<Box<dyn FnMut()>>>> = const { RefCell::new(None) });
+    let rt = Builder::new().workers(1).build().unwrap();
+    let (owned, all) = (Arc::new(Mutex::new(None::<Runtime>)), Arc::new(Barrier::new(3)));
+    let (gone_tx, gone) = channel();
+    let closures = [(); 3].map(|()| {
+        let (owned, all, gone) = (owned.clone(), all.clone(), gone_tx.clone());
+        rt.spawn_blocking(move || {
+            OWNER.set(Some(OnDrop(Box::new(move || {
+                let rt = owned.lock().unwrap().take();
+                if rt.is_some() {
+                    drop(rt);
+                    gone.send(()).unwrap();
+                }
+            }))));
+            all.wait();
+        })
+    });
+    closures.into_iter().for_each(|closure| rt.block_on(closure).unwrap());
+    *owned.lock().unwrap() = Some(rt);
+    gone.recv().unwrap();
 }
 
 /// A stop hook that blocks in place waits for a task that waits for the network.

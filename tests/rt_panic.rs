@@ -2,14 +2,15 @@
 
 mod support;
 
+use gopark::time::{Duration, sleep};
 use gopark::{Builder, Runtime};
 use std::any::Any;
 use std::future::{pending, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
-use std::pin::pin;
-use std::sync::Arc;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 use support::{child, is_child, watchdog};
 
@@ -235,5 +236,57 @@ fn panic_through_block_on_and_run() {
     // Inside a task the panic is the task's, and the worker has its P again.
     let task = rt.spawn(async { gopark::block_on(async { panic!("nested") }) });
     assert!(rt.block_on(task).unwrap_err().is_panic());
+    lives(&rt);
+}
+
+/// A worker drops the last that holds another runtime, and with it what that one's hooks own. Here that is the waker of who
+/// waits for a closure.
+#[test]
+fn panic_in_the_drop_of_a_hook_at_the_end_of_a_join() {
+    let _watchdog = watchdog(60);
+    let rt = quiet().build().unwrap();
+    let bomb = Bomb;
+    let other = Builder::new().workers(1).on_task_panic(move |_, _| _ = &bomb).build().unwrap();
+    let (open, gate) = channel::<()>();
+    let closure = Arc::new(Mutex::new(rt.spawn_blocking(move || _ = gate.recv())));
+    let there = closure.clone();
+    let (polled_tx, polled) = channel();
+    drop(other.spawn(poll_fn(move |cx| {
+        let joined = Pin::new(&mut *there.lock().unwrap()).poll(cx);
+        polled_tx.send(()).unwrap();
+        joined.map(drop)
+    })));
+    polled.recv().unwrap();
+    drop(other);
+    open.send(()).unwrap();
+    lives(&rt);
+    drop(rt);
+}
+
+/// The same with the waker of who waits for a timer.
+#[test]
+fn panic_in_the_drop_of_a_hook_after_a_sleep() {
+    let _watchdog = watchdog(60);
+    let rt = quiet().build().unwrap();
+    let (bomb, dropped) = (Bomb, Arc::new(()));
+    let owned = dropped.clone();
+    let other = Builder::new().workers(1).on_task_panic(move |_, _| _ = (&owned, &bomb)).build().unwrap();
+    let handle = rt.handle().clone();
+    let (polled_tx, polled) = channel();
+    drop(other.spawn(async move {
+        let mut sleep = {
+            let _entered = handle.enter();
+            Box::pin(sleep(Duration::from_millis(300)))
+        };
+        assert!(poll_fn(|cx| Poll::Ready(sleep.as_mut().poll(cx))).await.is_pending());
+        std::mem::forget(sleep);
+        polled_tx.send(()).unwrap();
+        pending::<()>().await;
+    }));
+    polled.recv().unwrap();
+    drop(other);
+    while Arc::strong_count(&dropped) > 1 {
+        std::thread::yield_now();
+    }
     lives(&rt);
 }

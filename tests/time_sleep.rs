@@ -229,6 +229,19 @@ fn timeout_of_a_future_that_never_rests() {
     });
 }
 
+/// Nor does a loop around timeouts that are over at once keep its worker from others, no more than one around sleeps.
+#[test]
+fn timeouts_in_a_row_that_are_over_at_once() {
+    let _watchdog = watchdog(60);
+    let rt = Builder::new().workers(1).retake(false).build().unwrap();
+    rt.run(async {
+        let other = gopark::spawn(async {});
+        while !other.is_finished() {
+            timeout(Duration::ZERO, pending::<()>()).await.unwrap_err();
+        }
+    });
+}
+
 /// Stalls the task, so that its next tick is late.
 fn stall_until(at: Instant) {
     while Instant::now() <= at {

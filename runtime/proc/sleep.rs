@@ -5,11 +5,12 @@
 //! has fired. Its M makes a note of it, without a lock, and files what is left in a heap when the poll ends, before anybody
 //! else may have the task.
 
-use super::{M, Sched, current};
+use super::{Config, M, Sched, current};
 use crate::runtime::netpoll::slot::Shut;
 use crate::runtime::task;
 use crate::runtime::timer::{Key, What};
 use std::collections::BTreeMap;
+use std::mem;
 use std::ptr;
 // Not the switch's: loom has no statics, and this is no part of any model.
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -39,6 +40,12 @@ fn find(number: u32) -> Option<Arc<Sched>> {
 impl Drop for Sched {
     fn drop(&mut self) {
         RUNTIMES.write().expect("no panic under this lock").remove(&self.number);
+        // What the user's closures own goes here, on whatever thread lets go last (trap S23).
+        let Config { on_thread_start, on_thread_stop, on_task_panic, on_stuck_task, .. } = mem::take(&mut self.config);
+        task::quietly(|| drop(on_thread_start));
+        task::quietly(|| drop(on_thread_stop));
+        task::quietly(|| drop(on_task_panic));
+        task::quietly(|| drop(on_stuck_task));
     }
 }
 

@@ -167,7 +167,8 @@ impl<T> Drop for JoinHandle<T> {
     }
 }
 
-/// Aborts a task; see [`JoinHandle::abort`]. It keeps a little memory of the task, not its future or output.
+/// Aborts a task; see [`JoinHandle::abort`]. It keeps the task's memory, which has the
+/// size of its future, but neither the future nor the output in it.
 pub struct AbortHandle {
     task: NonNull<Header>,
 }
