@@ -5,7 +5,7 @@
 
 use super::sys::{self, Received};
 use crate::runtime::budget;
-use crate::runtime::poll_gate::{Begin, Gate, Side, Start, Ticket, Waiter};
+use crate::runtime::poll_gate::{Begin, Gate, Shut, Side, Start, Ticket, Waiter};
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
@@ -44,19 +44,26 @@ pub(crate) trait Transfer: Sized {
     /// What a read gives that asks for nothing. It makes no call: that would say the same at the end of the stream.
     const NOTHING: Option<Self> = None;
 
-    /// It moved less than it could have. Something whole, such as a connection and its address, never shows that.
-    fn is_short(&self, _asked: usize) -> bool {
-        false
+    /// How much it moved. Of something whole, such as a connection and its address, that tells nothing.
+    fn bytes(&self) -> Option<usize> {
+        None
     }
 }
 
 impl Transfer for usize {
     const NOTHING: Option<Self> = Some(0);
 
-    fn is_short(&self, asked: usize) -> bool {
-        // Zero is the end of the stream, and does not say that an edge will come.
-        (1..asked).contains(self)
+    fn bytes(&self) -> Option<usize> {
+        Some(*self)
     }
+}
+
+/// The kernel moves less than this in one call, however much is there (MAX_RW_COUNT, where pages are as large as they come).
+const MOST: usize = 0x7fff_0000;
+
+/// Is that less than the call could have moved? Zero is the end of the stream, and does not say that an edge will come.
+fn is_short(bytes: usize, asked: usize) -> bool {
+    (1..asked.min(MOST)).contains(&bytes)
 }
 
 impl<A, B> Transfer for (A, B) {}
@@ -165,6 +172,7 @@ impl Gate {
         op: &mut impl FnMut(BorrowedFd<'_>) -> io::Result<R>,
     ) -> io::Result<Option<R>> {
         if let (0, Side::Read, nothing @ Some(_)) = (asked, side, R::NOTHING) {
+            self.is_ready(side)?;
             return Ok(nothing);
         }
         let cut = match self.begin(side) {
@@ -175,9 +183,11 @@ impl Gate {
         let begun = Begun { gate: self, side };
         loop {
             match op(self.as_fd()) {
+                // Not the peer has ended the stream, but a `close` during the call.
+                Ok(done) if done.bytes() == Some(0) && self.is_closed(side) => return Err(Shut::Closed.into()),
                 Ok(done) => {
                     std::mem::forget(begun);
-                    let drained = !cut && done.is_short(asked);
+                    let drained = !cut && done.bytes().is_some_and(|bytes| is_short(bytes, asked));
                     self.finish(side, !drained);
                     return Ok(Some(done));
                 }
@@ -186,7 +196,7 @@ impl Gate {
                     return Ok(None);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+                Err(error) => return Err(if self.is_closed(side) { Shut::Closed.into() } else { error }),
             }
         }
     }
@@ -281,3 +291,6 @@ impl Drop for Wait<'_> {
         self.gate.leave(self.side, &mut self.ticket, true);
     }
 }
+
+#[cfg(test)]
+mod tests;

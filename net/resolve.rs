@@ -1,8 +1,10 @@
 //! Names to addresses. The resolver blocks, so names go to the blocking pool; written addresses do not.
 
+use crate::runtime::budget;
 use crate::runtime::poll_gate::{RuntimeGone, Shut};
 use crate::runtime::runtime::spawn_blocking;
 use std::fmt;
+use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, ToSocketAddrs as _};
 
@@ -40,6 +42,8 @@ pub async fn lookup_host<A: ToSocketAddrs>(addr: A) -> io::Result<impl Iterator<
 
 /// Names are looked up on the blocking pool.
 pub(crate) async fn resolve(addr: impl ToSocketAddrs) -> io::Result<sealed::Addrs> {
+    // Who tries what fails at once, again and again, lets others run (trap S22).
+    poll_fn(budget::poll_take).await;
     let name = match addr.written() {
         Ok(addrs) => return Ok(addrs),
         Err(name) => name,

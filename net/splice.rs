@@ -3,7 +3,7 @@
 use super::sys::{self, check};
 use socket2::{SockRef, Type};
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
@@ -138,6 +138,10 @@ fn splice(from: BorrowedFd<'_>, to: BorrowedFd<'_>, max: usize) -> isize {
 /// Whether it is a stream of bytes that splice(2) knows: a stream socket or a pipe. Of anything else it may make one
 /// message out of two, or take what the other side then refuses.
 pub(super) fn is_spliced(fd: BorrowedFd<'_>) -> bool {
+    // SAFETY: takes no pointers.
+    if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) } & libc::O_APPEND != 0 {
+        return false;
+    }
     match SockRef::from(&fd).r#type() {
         Ok(socket) => socket == Type::STREAM,
         // SAFETY: takes no pointers.
@@ -147,7 +151,12 @@ pub(super) fn is_spliced(fd: BorrowedFd<'_>) -> bool {
 
 /// sendfile(2). `at` is where to read, and moves on; without it the file's own position counts. What was not sent was
 /// not taken, so EAGAIN is the socket's.
-pub(super) fn send_file(to: BorrowedFd<'_>, file: &File, at: Option<&mut i64>, max: usize) -> io::Result<usize> {
+pub(super) fn send_file(to: BorrowedFd<'_>, mut file: &File, at: Option<&mut i64>, max: usize) -> io::Result<usize> {
+    // Not more than there is, if the file knows: before Linux 6.5 a file that ends within `max` has its end held back, until
+    // the peer acknowledges what came before, or for 200 ms (MSG_MORE; the kernel's commit 2bfc66850952).
+    let begin = at.as_ref().map_or_else(|| file.stream_position(), |at| Ok(**at as u64));
+    let left = file.metadata()?.len().saturating_sub(begin.unwrap_or(0));
+    let max = if left > 0 { max.min(left.try_into().unwrap_or(max)) } else { max };
     let at = at.map_or(ptr::null_mut(), ptr::from_mut);
     // SAFETY: `at` is null or outlives the call.
     without_sigpipe(max, || unsafe { libc::sendfile(to.as_raw_fd(), file.as_raw_fd(), at, max) })

@@ -123,9 +123,6 @@ impl UdpSocket {
     /// # std::io::Result::Ok(())
     /// ```
     pub async fn send_many(&self, datagrams: &[(IoSlice<'_>, Option<SocketAddr>)]) -> io::Result<usize> {
-        if datagrams.is_empty() {
-            return Ok(0);
-        }
         self.fd.io_op(Side::Write, 0, |s| sys::send_many(s, datagrams)).await
     }
 

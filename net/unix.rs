@@ -197,6 +197,7 @@ impl UnixStream {
         let addr = SockAddr::unix(OsStr::from_bytes(path.unwrap_or_default()))?;
         let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
         let mut pause = Duration::from_millis(1);
+        poll_fn(budget::poll_take).await;
         while let Err(error) = socket.connect(&addr) {
             match error.kind() {
                 io::ErrorKind::WouldBlock => sleep(pause).or_gone().await?,

@@ -135,6 +135,11 @@ impl Gate {
         }
     }
 
+    /// Has it been closed, perhaps by another thread, during a call?
+    pub(crate) fn is_closed(&self, side: Side) -> bool {
+        self.slot(side).ready() == Err(Shut::Closed)
+    }
+
     /// Is there anything to try for? Observes only.
     pub(crate) fn is_ready(&self, side: Side) -> io::Result<bool> {
         let ready = self.slot(side).ready();

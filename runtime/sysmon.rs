@@ -66,8 +66,8 @@ type Reports = Mutex<VecDeque<(StuckTask, Arc<MShared>)>>;
 /// What it remembers of the runtime's end.
 #[derive(Default)]
 struct End {
-    /// What was left, and since when no less was.
-    left: (usize, usize, usize),
+    /// How many threads and tasks were left, and since when that is so.
+    left: (usize, usize),
     still: u64,
     /// When it had a thread drop what no M comes to drop.
     cancelled: Option<u64>,
@@ -165,9 +165,9 @@ impl Sysmon<'_> {
             // What wants a CPU, and has not had it since, will not be due by waiting. What is overdue was looked at by now, but
             // for a new poll, of which one look tells too little.
             let starves = |seen: &Seen| seen.stuck && seen.starved == Some(seen.cpu);
-            let was_looked_at = |seen: &Seen| seen.stuck && seen.left(self.last) == 0;
+            let was_looked_at = |seen: &Seen| seen.stuck && seen.until_due(self.last) == 0;
             let open = self.seen.iter().filter(|seen| !starves(seen) && !was_looked_at(seen));
-            open.map(|seen| seen.left(self.last)).min().unwrap_or(TICK_NS).clamp(CLOSE_TICK_NS, TICK_NS)
+            open.map(|seen| seen.until_due(self.last)).min().unwrap_or(TICK_NS).clamp(CLOSE_TICK_NS, TICK_NS)
         })
     }
 
@@ -199,7 +199,7 @@ impl Sysmon<'_> {
     /// Where a thread could not be had, one can now perhaps (trap S5).
     fn try_again(&mut self) {
         let sched = self.sched;
-        sched.refused.store(false, Ordering::Relaxed);
+        sched.no_thread_for_p.store(false, Ordering::Relaxed);
         let wants =
             self.nobody_runs() && sched.idle.idle_ps() > 0 && (sched.work_waiting() || !sched.idle.has_poller());
         // Twice in a row: a burst of closures may have all threads for a moment.
@@ -207,9 +207,9 @@ impl Sysmon<'_> {
         if wants {
             sched.wakep_or_tell(wanted);
         }
-        let refused = sched.blocking_refused.swap(false, Ordering::Relaxed);
+        let refused = sched.no_thread_for_closure.swap(false, Ordering::Relaxed);
         if refused && sched.closures_wait() && !sched.wake_for_closures() {
-            sched.blocking_late.store(true, Ordering::Relaxed);
+            sched.worker_runs_closure.store(true, Ordering::Relaxed);
         }
     }
 
@@ -219,7 +219,7 @@ impl Sysmon<'_> {
     fn poll_network(&mut self) {
         let (sched, mut list) = (self.sched, WakeList::default());
         let at_work = |seen: &Seen| seen.holder.is_some() && !seen.asleep;
-        let overdue = |seen: &Seen| seen.stuck && seen.left(self.last) == 0;
+        let overdue = |seen: &Seen| seen.stuck && seen.until_due(self.last) == 0;
         let overdue = self.polled != self.last && sched.idle.idle_ps() == 0 && self.seen.iter().any(overdue);
         let nobody_can = !sched.idle.has_poller() && (overdue || !self.seen.iter().any(at_work));
         if nobody_can || self.last.saturating_sub(self.polled) >= POLL_NS {
@@ -258,7 +258,7 @@ impl Sysmon<'_> {
             }
             let takes = all_busy && sched.work_waiting() && !sched.config.keep_ps;
             let tells = sched.config.on_stuck_task.is_some();
-            if !(takes || tells) || seen.left(self.last) > 0 {
+            if !(takes || tells) || seen.until_due(self.last) > 0 {
                 continue;
             }
             let m = sched.m(m.id);
@@ -318,25 +318,27 @@ impl Sysmon<'_> {
                 drained |= sched.take_over(m);
             }
         }
-        let (left, nobody_runs) = (sched.left(), self.nobody_runs());
+        let (left, nobody_runs) = (sched.remaining(), self.nobody_runs());
         let end = &mut self.end;
-        if left != end.left || !nobody_runs {
-            (end.left, end.still) = (left, now);
+        if (left.threads, left.tasks) != end.left || !nobody_runs {
+            (end.left, end.still) = ((left.threads, left.tasks), now);
         }
         let long = |since: u64| now.saturating_sub(since) >= LONG_NS;
+        // First, tasks that no M will come to drop: another thread does, again and again while there are some.
         let to_cancel = drained || nobody_runs && sched.anything_to_cancel();
+        // Then, if all threads wait: who waits for a socket or a timer hears of the end. Again only for what that left behind.
+        let all_wait = left.at_work == 0 || !to_cancel && long(end.still);
+        let to_shut = end.shut.is_none_or(|shut| long(shut) && !sched.netpoll.foreign.is_empty());
         if to_cancel && end.cancelled.is_none_or(long) {
             end.cancelled = Some(now);
             sched.cancel_elsewhere();
-        } else if (left.1 >= left.0 || !to_cancel && long(end.still))
-            && end.shut.is_none_or(|shut| long(shut) && !sched.netpoll.foreign.is_empty())
-        {
+        } else if all_wait && to_shut {
             end.shut = Some(now);
             // It calls foreign wakers, which may wait for each other.
             let there = sched.clone();
             let shut = move || {
                 // The last M does so itself.
-                if left.0 > 0 {
+                if left.threads > 0 {
                     there.shut();
                 }
                 there.netpoll.foreign.call_left_behind();
@@ -400,7 +402,7 @@ impl Seen {
     }
 
     /// How long until it is time to take the P from this M, if it goes on as now; 0: it is time.
-    fn left(&self, now: u64) -> u64 {
+    fn until_due(&self, now: u64) -> u64 {
         let of_cpu = CPU_NS.saturating_sub(self.cpu.saturating_sub(self.since_cpu));
         let of_waiting = if self.asleep { WAIT_NS.saturating_sub(now.saturating_sub(self.still)) } else { of_cpu };
         of_cpu.min(of_waiting)

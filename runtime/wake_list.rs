@@ -137,10 +137,12 @@ struct Calls {
     batches: u64,
 }
 
-#[derive(Debug)]
-enum Call {
-    Wake(Waker),
-    Drop(Waker),
+/// A foreign waker, and what is to be done with it: `Waker::wake` or `drop`.
+type Call = (Waker, fn(Waker));
+
+/// A panic stays here (trap S23).
+fn make((waker, act): Call) {
+    quietly(|| act(waker));
 }
 
 impl Foreign {
@@ -151,12 +153,12 @@ impl Foreign {
         let Some(rest) = &mut list.rest else { return };
         // Who drops a waker of an own task frees memory at most.
         rest.spent.retain(|waker| task::from_waker(waker).is_none());
-        let (wakes, drops) = (rest.foreign.drain(..).map(Call::Wake), rest.spent.drain(..).map(Call::Drop));
-        let mut new = wakes.chain(drops);
+        let wakes = rest.foreign.drain(..).map(|waker| (waker, Waker::wake as fn(Waker)));
+        let mut new = wakes.chain(rest.spent.drain(..).map(|waker| (waker, drop as fn(Waker))));
         let Some(first) = new.next() else { return };
         let Some(second) = new.next() else {
             drop(new);
-            return first.make();
+            return make(first);
         };
         let batch = {
             let mut calls = self.calls.lock();
@@ -168,14 +170,14 @@ impl Foreign {
         };
         tell();
         while let Some(call) = self.next(|of| of == batch) {
-            call.make();
+            make(call);
         }
     }
 
     /// The same for what other threads have left behind. For a thread that holds nothing.
     pub(crate) fn call_left_behind(&self) {
         while let Some(call) = self.next(|_| true) {
-            call.make();
+            make(call);
         }
     }
 
@@ -192,15 +194,6 @@ impl Foreign {
         let call = calls.queue.remove(at);
         self.len.store(calls.queue.len(), Ordering::Relaxed);
         call.map(|(_, call)| call)
-    }
-}
-
-impl Call {
-    fn make(self) {
-        quietly(|| match self {
-            Call::Wake(waker) => waker.wake(),
-            Call::Drop(waker) => drop(waker),
-        });
     }
 }
 

@@ -991,3 +991,20 @@ async fn gets_a_pipe(relief: impl FnOnce()) -> (bool, bool) {
     feed.join().unwrap();
     (before, after)
 }
+
+/// splice(2) writes to no descriptor that is to append, be it a socket.
+#[test]
+fn socket_that_appends() {
+    let _alone = alone(60);
+    runtime(1).run(async {
+        let ((a, b), (c, d)) = (StdUnix::pair().unwrap(), StdUnix::pair().unwrap());
+        // SAFETY: takes no pointers.
+        assert_eq!(unsafe { libc::fcntl(c.as_raw_fd(), libc::F_SETFL, libc::O_APPEND) }, 0);
+        let (fed, drained) = (feed(a, BIG, 1 << 20), drain(d, 0));
+        let (from, to) = (UnixStream::from_std(b).unwrap(), UnixStream::from_std(c).unwrap());
+        assert_eq!(copy(&from, &to).await.unwrap(), BIG as u64);
+        drop(to);
+        fed.join().unwrap();
+        assert_eq!(drained.join().unwrap(), BIG);
+    });
+}

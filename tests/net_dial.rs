@@ -4,7 +4,9 @@
 mod net;
 mod support;
 
-use gopark::net::{TcpListener, TcpStream, ToSocketAddrs, lookup_host};
+use gopark::Builder;
+use gopark::net::{TcpListener, TcpStream, ToSocketAddrs, UdpSocket, UnixStream, lookup_host};
+use gopark::time::timeout;
 use net::*;
 use socket2::SockRef;
 use std::io::ErrorKind;
@@ -246,4 +248,30 @@ fn outside_a_runtime() {
     assert_eq!(found, here);
     // An address that is written out needs none to be told.
     assert_eq!(futures::executor::block_on(lookup_host("192.0.2.7:1")).unwrap().count(), 1);
+}
+
+/// Trap S22: a loop over what fails, or ends, without waiting for anything lets others run, and a timeout end it.
+#[test]
+fn what_fails_at_once_and_a_timeout() {
+    let _alone = alone(60);
+    macro_rules! ends {
+        ($again:expr) => {
+            let loops = async {
+                loop {
+                    let _ = $again.await;
+                }
+            };
+            timeout(Duration::from_millis(5), loops).await.map(|(): ()| ()).unwrap_err();
+        };
+    }
+    Builder::new().workers(1).retake(false).build().unwrap().run(async {
+        ends!(UnixStream::connect("/nowhere/at/all"));
+        ends!(TcpStream::connect("255.255.255.255:1"));
+        let listener = TcpListener::bind(ANY).await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        ends!(TcpListener::bind(addr));
+        let socket = UdpSocket::bind(ANY).await.unwrap();
+        ends!(socket.send_many(&[]));
+        ends!(socket.recv_many(&mut [], &mut Vec::new()));
+    });
 }

@@ -197,6 +197,8 @@ fn dial_cancel() {
             assert_eq!(open_fds(), before + 2);
             drop(dial);
             assert_eq!(open_fds(), before);
+            // A new budget.
+            yield_now().await;
         }
         // From another thread, while it waits.
         let tasks: Vec<_> = (0..30)

@@ -4,11 +4,12 @@
 mod net;
 mod support;
 
-use gopark::net::TcpStream;
+use gopark::net::{TcpStream, UdpSocket};
 use gopark::yield_now;
 use net::*;
 use std::io::{ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::net::Shutdown;
+use std::time::Instant;
 
 #[test]
 fn write_and_read() {
@@ -592,5 +593,31 @@ fn close_and_waiting_operations() {
         closed(a.try_read(&mut buf).unwrap_err());
         closed(a.writable().await.unwrap_err());
         assert_eq!(b.read(&mut buf).await.unwrap(), 0);
+    });
+}
+
+/// What asks for nothing is refused by a closed socket, too, and by one past its deadline.
+#[test]
+fn empty_operations_and_close_and_deadline() {
+    let _alone = alone(20);
+    runtime(1).run(async {
+        let (a, _b) = pair().await;
+        let udp = UdpSocket::bind(ANY).await.unwrap();
+        let past = Some(Instant::now());
+        for (close, kind) in [(false, ErrorKind::TimedOut), (true, ErrorKind::NotConnected)] {
+            if close {
+                a.close();
+                udp.close();
+            } else {
+                a.set_deadline(past).unwrap();
+                udp.set_deadline(past).unwrap();
+            }
+            assert_eq!(a.read(&mut []).await.unwrap_err().kind(), kind);
+            assert_eq!(a.peek(&mut []).await.unwrap_err().kind(), kind);
+            assert_eq!(a.try_read(&mut []).unwrap_err().kind(), kind);
+            assert_eq!(a.write(&[]).await.unwrap_err().kind(), kind);
+            assert_eq!(udp.recv_many(&mut [], &mut Vec::new()).await.unwrap_err().kind(), kind);
+            assert_eq!(udp.send_many(&[]).await.unwrap_err().kind(), kind);
+        }
     });
 }

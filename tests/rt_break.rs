@@ -491,3 +491,98 @@ fn deadlines_from_outside_and_readers_that_wait() {
         }
     }
 }
+
+/// A socket, and one that keeps it open.
+fn socket(rt: &Runtime) -> (gopark::net::UnixStream, std::os::unix::net::UnixStream) {
+    let (socket, peer) = std::os::unix::net::UnixStream::pair().unwrap();
+    let _entered = rt.enter();
+    (gopark::net::UnixStream::from_std(socket).unwrap(), peer)
+}
+
+/// A poll loses its P while it wakes itself, and then its thread calls a foreign waker that another thread has left behind: the
+/// task does not wait for that.
+#[test]
+fn task_that_woke_itself_and_a_waker_left_behind() {
+    let _watchdog = watchdog(60);
+    let rt = runtime(1);
+    let (socket, _peer) = socket(&rt);
+    let socket = Arc::new(socket);
+    // Two wakers of one close: the first blocks who closes, and leaves the second behind.
+    let ((first_tx, first), (second_tx, second)) = (channel(), channel());
+    let [goes_on, closed, ran] = [(); 3].map(|()| Arc::new(support::Gate::default()));
+    let (first_tx, closing) = (Mutex::new(first_tx), closed.clone());
+    let (second_tx, waits) = (Mutex::new(second_tx), ran.clone());
+    let wakers = [
+        waker(move || {
+            first_tx.lock().unwrap().send(()).unwrap();
+            closing.wait();
+        }),
+        waker(move || {
+            second_tx.lock().unwrap().send(()).unwrap_or(());
+            waits.wait();
+        }),
+    ];
+    let mut readable = [(); 2].map(|()| Box::pin(socket.readable()));
+    for (readable, waker) in readable.iter_mut().zip(&wakers) {
+        assert!(readable.as_mut().poll(&mut Context::from_waker(waker)).is_pending());
+    }
+    let (begun_tx, begun) = channel();
+    let (gate, opens, mut polls) = (goes_on.clone(), ran.clone(), 0);
+    let task = rt.spawn(poll_fn(move |cx| {
+        polls += 1;
+        match polls {
+            // So long does a task take: the thread looks around after each.
+            ..=80 => thread::sleep(Duration::from_millis(2)),
+            81 => {
+                begun_tx.send(()).unwrap();
+                // Meanwhile sysmon takes the P.
+                gate.wait();
+            }
+            _ => {
+                opens.open();
+                return Poll::Ready(());
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }));
+    begun.recv().unwrap();
+    let (close_tx, close) = channel::<()>();
+    let there = socket.clone();
+    let closer = thread::spawn(move || {
+        close.recv().unwrap();
+        there.close();
+    });
+    let other = rt.spawn(async move {
+        close_tx.send(()).unwrap();
+        first.recv().unwrap();
+        goes_on.open();
+        // It keeps the P until the waker that was left behind is called, or the task has run without it.
+        let _ = second.recv_timeout(Duration::from_secs(5));
+    });
+    rt.block_on(other).unwrap();
+    rt.block_on(task).unwrap();
+    closed.open();
+    closer.join().unwrap();
+}
+
+/// A runtime has not ended while its last thread, which has counted itself out, is in somebody else's waker.
+#[test]
+fn shutdown_timeout_and_a_waker_that_blocks() {
+    let _watchdog = watchdog(60);
+    let rt = runtime(1);
+    let gate = Arc::new(support::Gate::default());
+    let (there, (begun_tx, begun)) = (gate.clone(), channel());
+    let begun_tx = Mutex::new(begun_tx);
+    let blocks = waker(move || {
+        begun_tx.lock().unwrap().send(()).unwrap();
+        there.wait();
+    });
+    let (socket, _peer) = socket(&rt);
+    let mut readable = pin!(socket.readable());
+    assert!(readable.as_mut().poll(&mut Context::from_waker(&blocks)).is_pending());
+    let end = rt.shutdown_timeout(Duration::from_secs(1));
+    begun.recv().unwrap();
+    gate.open();
+    end.unwrap_err();
+}

@@ -7,7 +7,7 @@ use gopark::{Builder, Handle, Runtime};
 use std::cell::RefCell;
 use std::future::{Future, pending};
 use std::pin::pin;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Barrier, Mutex};
 use std::task::{Context, Wake, Waker};
@@ -16,6 +16,7 @@ use std::time::Duration;
 use support::{Gate, child, is_child, watchdog};
 
 struct OnDrop<F: FnMut()>(F);
+type BoxedOnDrop = OnDrop<Box<dyn FnMut()>>;
 
 impl<F: FnMut()> Drop for OnDrop<F> {
     fn drop(&mut self) {
@@ -220,8 +221,7 @@ fn last_thread_ends_before_a_drop_is_done() {
 /// longer for them.
 #[test]
 fn shutdown_timeout_and_a_thread_local_that_is_slow_to_drop() {
-    type Slow = OnDrop<Box<dyn FnMut()>>;
-    thread_local!(static SLOW: RefCell<Option<Slow>> = const { RefCell::new(None) });
+    thread_local!(static SLOW: RefCell<Option<BoxedOnDrop>> = const { RefCell::new(None) });
     let _watchdog = watchdog(30);
     let gate = Arc::new(Gate::default());
     let slow = gate.clone();
@@ -238,7 +238,7 @@ fn shutdown_timeout_and_a_thread_local_that_is_slow_to_drop() {
 /// The same where it waits as long as a Duration can say.
 #[test]
 fn shutdown_timeout_without_end_and_a_thread_local() {
-    thread_local!(static SLOW: RefCell<Option<OnDrop<Box<dyn FnMut()>>>> = const { RefCell::new(None) });
+    thread_local!(static SLOW: RefCell<Option<BoxedOnDrop>> = const { RefCell::new(None) });
     let _watchdog = watchdog(30);
     let gate = Arc::new(Gate::default());
     let slow = gate.clone();
@@ -259,7 +259,7 @@ fn runtime_in_a_thread_local_of_its_own() {
         assert!(output.status.success(), "{output:?}");
         return;
     }
-    thread_local!(static OWNER: RefCell<Option<OnDrop<Box<dyn FnMut()>>>> = const { RefCell::new(None) });
+    thread_local!(static OWNER: RefCell<Option<BoxedOnDrop>> = const { RefCell::new(None) });
     let rt = Builder::new().workers(1).build().unwrap();
     let (owned, all) = (Arc::new(Mutex::new(None::<Runtime>)), Arc::new(Barrier::new(3)));
     let (gone_tx, gone) = channel();
@@ -320,4 +320,65 @@ fn stuck_poll_that_waits_for_a_task_in_the_network() {
         begun.iter().take(2).for_each(drop);
         drop(rt);
     }
+}
+
+/// A task's drop that runs on sysmon, since no thread was to be had, is not over when the last thread is.
+#[test]
+fn shutdown_timeout_and_a_drop_on_sysmon() {
+    let _watchdog = watchdog(60);
+    let [in_drop, in_closure, stopped] = [(); 3].map(|()| Arc::new(Gate::default()));
+    let stops = stopped.clone();
+    let rt = Builder::new().workers(1).max_threads(0).on_thread_stop(move || stops.open()).build().unwrap();
+    let (held, (dropping_tx, dropping)) = (in_drop.clone(), channel());
+    waiting_tasks(&rt, 1, move || {
+        dropping_tx.send(()).unwrap();
+        held.wait();
+    });
+    let (held, (begun_tx, begun)) = (in_closure.clone(), channel());
+    drop(rt.spawn_blocking(move || {
+        begun_tx.send(()).unwrap();
+        held.wait();
+    }));
+    begun.recv().unwrap();
+    let end = thread::spawn(move || rt.shutdown_timeout(Duration::from_secs(2)));
+    dropping.recv().unwrap();
+    in_closure.open();
+    stopped.wait();
+    let end = end.join().unwrap();
+    in_drop.open();
+    end.unwrap_err();
+}
+
+/// A poll waits for a socket's waiter to hear of the end, which a poll that steps aside and back all the time cannot put off.
+#[test]
+fn end_beside_a_poll_that_blocks_in_place_again_and_again() {
+    let _watchdog = watchdog(60);
+    let rt = Builder::new().workers(2).build().unwrap();
+    let ((told_tx, told), (begun_tx, begun)) = (channel::<()>(), channel());
+    let done = Arc::new(AtomicBool::new(false));
+    let (over, there) = (done.clone(), begun_tx.clone());
+    drop(rt.spawn(async move {
+        there.send(()).unwrap();
+        while !over.load(SeqCst) {
+            gopark::block_in_place(|| thread::sleep(Duration::from_millis(3)));
+            thread::sleep(Duration::from_millis(3));
+        }
+    }));
+    drop(rt.spawn(async move {
+        begun_tx.send(()).unwrap();
+        told.recv().unwrap_err();
+    }));
+    begun.iter().take(2).for_each(drop);
+    let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
+    let socket = {
+        let _entered = rt.enter();
+        gopark::net::UnixStream::from_std(socket).unwrap()
+    };
+    let waiter = thread::spawn(move || {
+        futures::executor::block_on(socket.readable()).unwrap_err();
+        drop(told_tx);
+        done.store(true, SeqCst);
+    });
+    drop(rt);
+    waiter.join().unwrap();
 }

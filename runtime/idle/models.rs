@@ -314,7 +314,7 @@ fn a_wake_that_finds_no_p_hides_no_work() {
     });
 }
 
-/// An M gives its P away and goes on without it (`M::drop_p`), while work comes in from outside, which finds no idle P.
+/// An M gives its P away and goes on without it (`M::handoffp`), while work comes in from outside, which finds no idle P.
 #[test]
 fn work_is_seen_by_who_gives_its_p_away_or_wakes_somebody() {
     loom::model(|| {

@@ -10,6 +10,15 @@ use std::iter;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+/// What is left of a runtime that ends.
+#[derive(Clone, Copy)]
+pub(crate) struct Remaining {
+    pub(crate) threads: usize,
+    /// Those of them that are not aside.
+    pub(crate) at_work: usize,
+    pub(crate) tasks: usize,
+}
+
 impl Sched {
     /// Asks every thread to end. Tasks that are in a poll finish it. May be called twice.
     pub(crate) fn stop(&self) {
@@ -51,9 +60,10 @@ impl Sched {
         !self.owned.is_cancelled() || !self.global.is_empty() || !self.blocking.is_empty()
     }
 
-    /// What changes while the end comes nearer: the threads, those of them that are aside, and the tasks.
-    pub(crate) fn left(&self) -> (usize, usize, usize) {
-        (self.alive.load(Ordering::Relaxed), self.threads.lock().aside, self.owned.len())
+    pub(crate) fn remaining(&self) -> Remaining {
+        let aside = self.threads.lock().aside;
+        let threads = self.alive.load(Ordering::Relaxed);
+        Remaining { threads, at_work: threads.saturating_sub(aside), tasks: self.owned.len() }
     }
 
     /// Wakes whoever waits for a socket or a timer, at the end: not while an M polls or drops futures, which may use
@@ -101,7 +111,8 @@ impl Sched {
         while !threads.ended || threads.sysmon {
             let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
             threads = match left {
-                Some(Duration::ZERO) => return if threads.ended { 1 } else { self.alive.load(Ordering::Relaxed) },
+                // The last one counts itself out before it is done.
+                Some(Duration::ZERO) => return self.alive.load(Ordering::Relaxed).max(1),
                 Some(left) => self.ended.wait_timeout(threads, left).expect("no panic under this lock").0,
                 None => self.ended.wait(threads).expect("no panic under this lock"),
             };
@@ -139,7 +150,7 @@ impl M {
     /// The last thing a thread does. True: the runtime goes on without it.
     pub(super) fn end(&self) -> bool {
         let (sched, retires) = (&*self.sched, self.retires.get());
-        self.drop_p();
+        self.handoffp();
         if !retires {
             sched.cancel_all();
         }

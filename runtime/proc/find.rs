@@ -138,7 +138,9 @@ impl M {
             return None;
         }
         p.attention.store(false, Ordering::Relaxed);
-        if self.sched.blocking_late.load(Ordering::Relaxed) && self.sched.blocking_late.swap(false, Ordering::Relaxed) {
+        if self.sched.worker_runs_closure.load(Ordering::Relaxed)
+            && self.sched.worker_runs_closure.swap(false, Ordering::Relaxed)
+        {
             self.run_blocking();
             self.p.get()?;
         }
@@ -369,11 +371,6 @@ impl M {
     /// Rests until somebody has a use for it; an idle P is use enough.
     fn rest_without_p(&self) -> Idled {
         let (sched, m) = (&*self.sched, self.shared.id);
-        if sched.closures_wait() && sched.idle.idle_ps() == 0 {
-            // No thread could be started for it.
-            self.run_blocking();
-            return Idled::Again;
-        }
         let role = match sched.idle.rest(m) {
             Ok(p) => {
                 self.take_p(p, false);
@@ -382,7 +379,8 @@ impl M {
             Err(role) => role,
         };
         if sched.closures_wait() && sched.idle.leave(m, role) {
-            // Queued meanwhile, and no thread could be started for it.
+            // No thread could be started for it.
+            self.run_blocking();
             return Idled::Again;
         }
         match role {
@@ -429,7 +427,8 @@ impl M {
     /// Calls the foreign wakers that another thread has left behind, which is held up by one of them. `None`: the P is gone.
     fn call_left_behind(&self) -> Option<()> {
         let foreign = &self.sched.netpoll.foreign;
-        if !foreign.is_empty() {
+        // Not before a look at the P: it has requeued a task, perhaps.
+        if !foreign.is_empty() && self.has_p() {
             // While they block, this M looks for nothing.
             self.reset_spinning();
             foreign.call_left_behind();

@@ -34,7 +34,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Weak};
 use std::task::Waker;
-use std::thread;
+use std::thread::{self, LocalKey};
 
 pub(crate) use sleep::Timer;
 use wake::Orders;
@@ -85,9 +85,9 @@ pub(crate) struct Sched {
     blocking: Global,
     places: Places,
     /// No thread was to be had for one of them: sysmon tries again.
-    pub(crate) blocking_refused: AtomicBool,
+    pub(crate) no_thread_for_closure: AtomicBool,
     /// Nor then: an M that is at work is to run it.
-    pub(crate) blocking_late: AtomicBool,
+    pub(crate) worker_runs_closure: AtomicBool,
     /// Each has an M on its way.
     errands: Mutex<VecDeque<Errand>>,
     /// The tasks and closures that are not done.
@@ -100,7 +100,7 @@ pub(crate) struct Sched {
     /// Ms that have not ended. The last one cleans up. Changed under the lock of `threads` alone.
     alive: AtomicUsize,
     /// A thread could not be had for a P: sysmon has the next one tried.
-    pub(crate) refused: AtomicBool,
+    pub(crate) no_thread_for_p: AtomicBool,
     /// Signalled when the last thread is about to end.
     ended: Condvar,
 }
@@ -187,6 +187,18 @@ thread_local! {
     static HOME: Cell<*const Arc<Sched>> = const { Cell::new(ptr::null()) };
 }
 
+/// Sets one of these two until the guard is dropped.
+fn set<T>(which: &'static LocalKey<Cell<*const T>>, to: *const T) -> impl Drop {
+    struct Unset<T: 'static>(&'static LocalKey<Cell<*const T>>);
+    impl<T> Drop for Unset<T> {
+        fn drop(&mut self) {
+            self.0.set(ptr::null());
+        }
+    }
+    which.set(to);
+    Unset(which)
+}
+
 /// The M that this thread is, if it is one.
 #[inline]
 fn current<R>(f: impl FnOnce(Option<&M>) -> R) -> R {
@@ -208,8 +220,8 @@ impl Sched {
             spare: Mutex::default(),
             blocking: Global::default(),
             places: Places::new(config.max_blocking()),
-            blocking_refused: AtomicBool::new(false),
-            blocking_late: AtomicBool::new(false),
+            no_thread_for_closure: AtomicBool::new(false),
+            worker_runs_closure: AtomicBool::new(false),
             errands: Mutex::default(),
             owned: OwnedTasks::new(SHARDS * procs as usize),
             netpoll,
@@ -218,7 +230,7 @@ impl Sched {
             stopping: AtomicBool::new(false),
             threads: Mutex::default(),
             alive: AtomicUsize::new(0),
-            refused: AtomicBool::new(false),
+            no_thread_for_p: AtomicBool::new(false),
             ended: Condvar::new(),
         }))
     }
@@ -315,14 +327,7 @@ impl Sched {
 
     /// A thread's life as one of the runtime's.
     fn at_home<R>(self: &Arc<Self>, life: impl FnOnce() -> R) -> R {
-        struct Leaves;
-        impl Drop for Leaves {
-            fn drop(&mut self) {
-                HOME.set(ptr::null());
-            }
-        }
-        HOME.set(self);
-        let _leaves = Leaves;
+        let _home = set(&HOME, self);
         life()
     }
 
@@ -440,7 +445,7 @@ impl M {
             horizon: Horizon::new(),
             heap,
         };
-        CURRENT.set(&m);
+        let current = set(&CURRENT, &m);
         if let Orders::Run(p) = orders {
             // Before the hook, which may block and give it away.
             m.take_p(p, true);
@@ -456,7 +461,7 @@ impl M {
         }
         m.schedule();
         let retired = m.end();
-        CURRENT.set(ptr::null());
+        drop(current);
         if retired {
             let M { sched, shared, local, notes, .. } = m;
             sched.spare.lock().push((shared, local, notes));

@@ -60,10 +60,10 @@ impl Sched {
             Wakeup::Break => self.netpoll.netpoll_break(),
             Wakeup::Start(p) => {
                 // Not once more for each wake.
-                let refused = self.refused.load(Ordering::Relaxed);
+                let refused = self.no_thread_for_p.load(Ordering::Relaxed);
                 let started = if refused { Err(None) } else { self.start_m(Orders::Run(p)).map_err(Some) };
                 let Err(error) = started else { return };
-                self.refused.store(true, Ordering::Relaxed);
+                self.no_thread_for_p.store(true, Ordering::Relaxed);
                 // A refusal (EAGAIN) leaves the P idle and the work where it is: the Ms there are come to it, a later
                 // wake tries again, and so does sysmon if nobody runs (trap S5).
                 if self.idle.unstart(p) && self.anything_waiting() {
@@ -78,7 +78,7 @@ impl Sched {
 
     /// Do tasks wait, although a P is idle, since no thread can be had?
     fn tasks_want_a_thread(&self) -> bool {
-        self.refused.load(Ordering::Relaxed) && self.idle.idle_ps() > 0 && self.work_waiting()
+        self.no_thread_for_p.load(Ordering::Relaxed) && self.idle.idle_ps() > 0 && self.work_waiting()
     }
 
     /// Says once that tasks wait because no thread can be had.
@@ -139,7 +139,7 @@ impl Sched {
     pub(crate) fn wake_for_closures(&self) -> bool {
         let found = self.find_thread() || self.send_poller();
         if !found {
-            self.blocking_refused.store(true, Ordering::Relaxed);
+            self.no_thread_for_closure.store(true, Ordering::Relaxed);
         }
         found
     }
@@ -288,7 +288,7 @@ impl M {
     }
 
     /// Gives the P away together with all that is queued: the task that runs is about to block. Go's `handoffp`.
-    pub(super) fn drop_p(&self) {
+    pub(super) fn handoffp(&self) {
         let Some(p) = self.p.get() else { return };
         self.reset_spinning();
         // Order: what ran next comes first (trap S3).
@@ -301,7 +301,7 @@ impl M {
     }
 
     /// Goes on with a P if one is idle, without otherwise. Go's `exitsyscall`.
-    fn retake_p(&self) {
+    fn reacquire_p(&self) {
         // Not at the end: nobody would look at this M's queue again.
         if self.p.get().is_none() && !self.retires.get() && !self.sched.stopping() {
             if let Some(p) = self.sched.idle.acquire() {
@@ -312,7 +312,7 @@ impl M {
 
     /// Is about to run what may block, without a P. Go's `entersyscallblock`.
     fn step_aside(&self) {
-        self.drop_p();
+        self.handoffp();
         if self.aside.get() == 0 {
             self.sched.threads.lock().aside += 1;
         }
@@ -324,7 +324,7 @@ impl M {
         self.aside.set(self.aside.get() - 1);
         if self.aside.get() == 0 {
             self.sched.threads.lock().aside -= 1;
-            self.retake_p();
+            self.reacquire_p();
         }
     }
 
@@ -348,7 +348,7 @@ impl M {
         }
         if wanted {
             // It leaves closures behind, perhaps.
-            sched.blocking_refused.store(true, Ordering::Relaxed);
+            sched.no_thread_for_closure.store(true, Ordering::Relaxed);
         }
         self.step_back();
     }
