@@ -9,6 +9,12 @@
 //! 2. While somebody spins, submitters wake nobody. So who stops spinning lowers the count first and then looks at
 //!    every queue once more (trap S14): what was submitted against the old count is seen now.
 //!
+//! ```text
+//!  an M with a P:      release ──▶ rests ──▶ orders, or poller_back      (work turned up: retract)
+//!  an M without one:   rest ─────▶ rests ──▶ the same                    (a closure turned up: leave)
+//!  a P without an M:   give, acquire                                     (no thread to be had for it: unstart)
+//! ```
+//!
 //! An M becomes visible as idle (in `ms`, or as `poller`) under the same lock as its P does. Go lets them be a moment
 //! apart, and starts a thread for a P whose M is about to park.
 

@@ -1,4 +1,14 @@
 //! How Ms and Ps come together: Go's `wakep`, `startm`, `stopm`, `handoffp`.
+//!
+//! | who has a P | |
+//! |---|---|
+//! | `M::p` | what the M believes |
+//! | `M::held_p`, `has_p` | it looks; if sysmon was there before (`lost_p`), what it has queued goes to others |
+//! | `M::take_p`, `let_go` | it gets one, and gives it up: Go's `acquirep`, `releasep` |
+//! | `M::handoffp`, `Sched::retake` | the M gives it to others, or sysmon takes it; both end in `hand_on` |
+//! | `M::step_aside`, `step_back` | around what may block: Go's `entersyscallblock`, `exitsyscall` |
+//!
+//! The rule that goes with it (hold.rs says why): between a push to the M's queues and any code of the user's lies a look.
 
 use super::{Errand, M, MShared, Sched};
 use crate::runtime::idle::{MId, PId, Wakeup};
