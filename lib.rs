@@ -50,7 +50,7 @@
 //!     let listener = Arc::new(TcpListener::bind("127.0.0.1:0").await?);
 //!     let there = listener.clone();
 //!     gopark::spawn(async move {
-//!         // Here it waits for what ends the server, such as a signal.
+//!         // Here it waits for what ends the server, such as a signal (see `io::PollFd`).
 //!         there.close();
 //!     });
 //!     let mut served: Vec<gopark::JoinHandle<()>> = Vec::new();

@@ -251,8 +251,10 @@ impl Tally {
 
     fn report(&self, conns: usize, bytes: usize, time: Duration) {
         let trips = self.trips.load(Relaxed);
-        let rate = trips as f64 / time.as_secs_f64();
-        let mut text = format!("{conns} connections, messages of {bytes} bytes, {:.3} s\n", time.as_secs_f64());
+        // The last ones may have come back after that time.
+        let took = time.as_secs_f64().max(self.last.load(Relaxed) as f64 / 1e9);
+        let rate = trips as f64 / took;
+        let mut text = format!("{conns} connections, messages of {bytes} bytes, {took:.3} s\n");
         text += &format!("{trips} round trips, {rate:.0} round trips/s\n");
         let [p50, p99, p999] = [0.5, 0.99, 0.999].map(|part| self.percentile(part));
         text += &format!("latency p50 {p50:.1} us, p99 {p99:.1} us, p99.9 {p999:.1} us\n");

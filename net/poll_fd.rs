@@ -12,9 +12,6 @@ use std::time::Instant;
 ///
 /// It does not read or write by itself: it calls what does, whenever that is worth trying.
 ///
-/// A signalfd needs its signals blocked in all threads, or they end the process: block them at the beginning of `main`, before
-/// there is a runtime, whose threads take that over.
-///
 /// # Examples
 /// ```
 /// use gopark::io::PollFd;
@@ -29,6 +26,32 @@ use std::time::Instant;
 ///     assert_eq!(pipe.read_with(|mut pipe| pipe.read(&mut buf)).await?, 6);
 ///     assert_eq!(&buf[..6], b"hello\n");
 ///     echo.wait()?;
+///     std::io::Result::Ok(())
+/// })?;
+/// # std::io::Result::Ok(())
+/// ```
+///
+/// A signalfd needs its signals blocked in all threads, or they end the process: at the beginning of `main`, before there is a
+/// runtime, whose threads take that over.
+/// ```
+/// use gopark::io::PollFd;
+/// use std::fs::File;
+/// use std::io::Read;
+/// use std::os::fd::FromRawFd;
+/// // SAFETY: the set is valid from `sigemptyset` on, and the descriptor is nobody else's.
+/// let signals = unsafe {
+///     let mut set = std::mem::zeroed();
+///     libc::sigemptyset(&mut set);
+///     libc::sigaddset(&mut set, libc::SIGINT);
+///     libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
+///     File::from_raw_fd(libc::signalfd(-1, &set, libc::SFD_CLOEXEC))
+/// };
+/// gopark::run(async {
+///     let signals = PollFd::new(signals)?;
+/// #   // SAFETY: takes no pointers.
+/// #   unsafe { libc::kill(libc::getpid(), libc::SIGINT) };
+///     signals.read_with(|mut signals| signals.read(&mut [0; 128])).await?;
+///     println!("Ctrl-C");
 ///     std::io::Result::Ok(())
 /// })?;
 /// # std::io::Result::Ok(())

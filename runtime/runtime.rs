@@ -246,7 +246,7 @@ impl StillRunning {
 
 impl fmt::Display for StillRunning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} of the runtime's threads have not ended", self.threads)?;
+        write!(f, "the runtime has not ended; threads: {}", self.threads)?;
         self.tasks.iter().try_for_each(|task| write!(f, "; {task}"))
     }
 }

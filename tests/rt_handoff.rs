@@ -35,7 +35,7 @@ fn drop_with_a_task_in_the_queue_of_a_stuck_thread() {
     }
 }
 
-/// "Where no more may be started, such work takes a worker's place."
+/// Where no thread can be had, what blocks takes a worker's place.
 #[test]
 fn closure_at_the_bound_beside_a_busy_worker() {
     let _watchdog = watchdog(60);
@@ -166,21 +166,24 @@ fn drop_with_the_only_worker_stuck() {
     drop(rt);
 }
 
-/// A hook that takes long is sysmon's own affair at the end, and `shutdown_timeout` waits for it beyond its time.
+/// A hook that takes long has a thread of its own, for which `shutdown_timeout` does not wait beyond its time.
 #[test]
 fn shutdown_timeout_with_a_slow_hook() {
     let _watchdog = watchdog(60);
-    let hook = |_: &gopark::StuckTask| thread::sleep(Duration::from_secs(45));
+    let ((told, in_hook), gate) = (channel(), Arc::new(Gate::default()));
+    let (told, slow) = (Mutex::new(told), gate.clone());
+    let hook = move |_: &gopark::StuckTask| {
+        told.lock().unwrap().send(()).unwrap();
+        slow.wait();
+    };
     let rt = Builder::new().workers(2).on_stuck_task(hook).build().unwrap();
-    let (told, began) = channel();
-    drop(rt.spawn(async move {
-        told.send(()).unwrap();
-        thread::sleep(Duration::from_millis(100));
-    }));
-    began.recv().unwrap();
-    let begun = std::time::Instant::now();
-    let _ = rt.shutdown_timeout(Duration::from_millis(500));
-    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    let stuck = Arc::new(Gate::default());
+    let there = stuck.clone();
+    drop(rt.spawn(async move { there.wait() }));
+    in_hook.recv().unwrap();
+    stuck.open();
+    assert!(rt.shutdown_timeout(Duration::from_millis(500)).unwrap_err().threads() > 0);
+    gate.open();
 }
 
 /// Whose P was taken comes back and waits in the network, since all others are busy. What it finds there, and the timers

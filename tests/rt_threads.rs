@@ -135,7 +135,7 @@ fn block_on_at_the_bound_after_a_rest() {
     let _watchdog = watchdog(60);
     let rt = Builder::new().workers(1).max_threads(0).build().unwrap();
     for rest in 48..60 {
-        // Sysmon is fast asleep by then, and begins to count when it is woken.
+        // Sysmon is fast asleep by then (`QUIET` times `TICK_NS` of sysmon.rs, 50 ms), and begins to count when it is woken.
         thread::sleep(Duration::from_millis(120));
         rt.run(async {});
         thread::sleep(Duration::from_millis(rest));

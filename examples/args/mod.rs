@@ -55,7 +55,7 @@ impl Args {
     /// Nothing else may be there.
     pub(crate) fn end(self) {
         if let Some(arg) = self.rest.first() {
-            fail(format_args!("what {arg:?} means is not known, or it stands there twice; --help says what there is"));
+            fail(format_args!("{arg:?} is no argument, or one that was given before; --help says what there is"));
         }
     }
 
