@@ -79,7 +79,8 @@ pub fn copy<'a>(reader: &'a impl CopyFrom, writer: &'a impl CopyTo) -> Copy<'a> 
 }
 
 /// Copies in both directions at once, until both have ended, and says how much went from `a` to `b` and from `b` to
-/// `a`. Where one side's stream ends, the other side's is shut for writing, and the other direction goes on.
+/// `a`. Where one side's stream ends, the other side's is shut for writing, if it is a socket, and the other direction goes
+/// on.
 ///
 /// # Errors
 /// As [`copy`]; an error in one direction ends both. It shuts nothing.
@@ -301,6 +302,10 @@ impl<'a> Flow<'a> {
             }
             self.held = Held::Nothing;
             if self.remain == 0 {
+                if self.copied == 0 {
+                    // No call was made that would have taken any (trap S22).
+                    ready!(budget::poll_take(cx));
+                }
                 return Poll::Ready(Ok(()));
             }
             let max = self.remain.min(splice::PIPE_SIZE as u64) as usize;

@@ -223,16 +223,31 @@ impl Gate {
     /// Sends all of `buf`, under the lock that keeps every other `write_all` of the socket from it until then. Both waits,
     /// for the lock and for room, are one future: half as large as one for each in an `async fn`.
     pub(crate) fn write_all<'a>(&'a self, mut buf: &'a [u8]) -> impl Future<Output = io::Result<()>> {
-        let mut lock = None;
+        let (mut lock, mut gave_way) = (None, false);
         self.waiting(Side::WriteLock, move |wait: &mut Wait<'a>, cx| {
             let gate = wait.gate;
             if lock.is_none() {
+                if buf.is_empty() {
+                    // No call follows that would; nor does one an error, below.
+                    ready!(budget::poll_take(cx));
+                }
+                // Who has just let go, and comes again at once, lets the one that was chosen go first; but only once, since that
+                // one may be forgotten (trap P23).
+                if wait.ticket == 0 && !gave_way && gate.is_handed_on() {
+                    gave_way = true;
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
                 let take = || match gate.begin(Side::WriteLock) {
                     Begin::Go { .. } => Some(Ok(Begun { gate, side: Side::WriteLock })),
                     Begin::Nil => None,
                     Begin::Shut(shut) => Some(Err(io::Error::from(shut))),
                 };
-                lock = Some(ready!(gate.poll_at(Side::WriteLock, cx, Some(&mut wait.ticket), true, take))?);
+                let taken = ready!(gate.poll_at(Side::WriteLock, cx, Some(&mut wait.ticket), true, take));
+                if taken.is_err() {
+                    ready!(budget::poll_take(cx));
+                }
+                lock = Some(taken?);
                 wait.side = Side::Write;
             }
             let mut result = Ok(());

@@ -9,7 +9,7 @@ use super::socket::{self, HasFd, both_sides, forward, has_fd, owner, read_side, 
 use super::stream::{async_read, async_write, listener, reads, stream, writes};
 use super::sys::{self, Received};
 use crate::runtime::budget;
-use crate::runtime::poll_gate::{Closed, Gate, Side, Start};
+use crate::runtime::poll_gate::{Closed, Gate, Shut, Side, Start};
 use crate::runtime::time::sleep;
 use futures_core::Stream;
 use futures_io::{AsyncRead, AsyncWrite};
@@ -181,6 +181,7 @@ impl UnixStream {
     /// # Cancel safety
     /// Dropping the future gives the attempt up and leaves nothing behind.
     pub async fn connect(path: impl AsRef<Path>) -> io::Result<Self> {
+        poll_fn(budget::poll_take).await;
         Self::connect_addr(&addr_of(path.as_ref())?).await
     }
 
@@ -192,12 +193,12 @@ impl UnixStream {
     /// # Panics
     /// Outside a runtime.
     pub async fn connect_addr(addr: &SocketAddr) -> io::Result<Self> {
+        poll_fn(budget::poll_take).await;
         let abstract_path = addr.as_abstract_name().map(|name| [b"\0", name].concat());
         let path = abstract_path.as_deref().or(addr.as_pathname().map(|path| path.as_os_str().as_bytes()));
         let addr = SockAddr::unix(OsStr::from_bytes(path.unwrap_or_default()))?;
         let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
         let mut pause = Duration::from_millis(1);
-        poll_fn(budget::poll_take).await;
         while let Err(error) = socket.connect(&addr) {
             match error.kind() {
                 io::ErrorKind::WouldBlock => sleep(pause).or_gone().await?,
@@ -346,6 +347,7 @@ impl UnixDatagram {
     /// # Cancel safety
     /// Safe: if the future is dropped before it is ready, nothing was sent.
     pub async fn send_to(&self, buf: &[u8], path: impl AsRef<Path>) -> io::Result<usize> {
+        poll_fn(budget::poll_take).await;
         self.send_to_addr(buf, &addr_of(path.as_ref())?).await
     }
 
@@ -378,10 +380,12 @@ impl UnixDatagram {
     /// net/unix/af_unix.c).
     fn try_send_to_addr(&self, buf: &[u8], addr: &SocketAddr) -> io::Result<usize> {
         self.fd.is_ready(Side::Write)?;
-        self.fd.io().send_to_addr(buf, addr)
+        // A `close` meanwhile may be what it says.
+        let closed = |error| if self.fd.is_closed(Side::Write) { Shut::Closed.into() } else { error };
+        self.fd.io().send_to_addr(buf, addr).map_err(closed)
     }
 
-    /// Ends one direction or both.
+    /// Ends one direction or both. Who waits to receive does not hear of it from the kernel, and waits on.
     ///
     /// # Errors
     /// What the system says.

@@ -11,7 +11,7 @@ const UNITS: i32 = 128;
 const REFUSALS: i32 = 1024;
 
 thread_local! {
-    /// What the current poll has left. `None` outside a worker's poll: nobody waits behind it there.
+    /// What the current poll has left. `None` outside a poll of the runtime's: nobody waits behind it there.
     static LEFT: Cell<Option<i32>> = const { Cell::new(None) };
 }
 

@@ -1,5 +1,6 @@
 //! The runtime as users hold it: `Builder`, `Runtime`, `Handle`, `block_on`, `run`.
 
+use super::budget;
 use super::netpoll::Netpoll;
 use super::park::Parker;
 use super::proc::{Config, Sched, Timer, without_p};
@@ -399,7 +400,10 @@ fn poll_here<F: Future>(future: F) -> F::Output {
     let mut cx = Context::from_waker(&waker);
     let mut future = pin!(future);
     loop {
-        if let Poll::Ready(output) = future.as_mut().poll(&mut cx) {
+        let mut polled = Poll::Pending;
+        // Nobody else's task waits, but other branches of this one may.
+        budget::with_budget(|| polled = future.as_mut().poll(&mut cx));
+        if let Poll::Ready(output) = polled {
             return output;
         }
         thread.0.park();

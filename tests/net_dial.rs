@@ -5,7 +5,8 @@ mod net;
 mod support;
 
 use gopark::Builder;
-use gopark::net::{TcpListener, TcpStream, ToSocketAddrs, UdpSocket, UnixStream, lookup_host};
+use gopark::io::copy;
+use gopark::net::{TcpListener, TcpStream, ToSocketAddrs, UdpSocket, UnixDatagram, UnixStream, lookup_host};
 use gopark::time::timeout;
 use net::*;
 use socket2::SockRef;
@@ -265,11 +266,20 @@ fn what_fails_at_once_and_a_timeout() {
         };
     }
     Builder::new().workers(1).retake(false).build().unwrap().run(async {
+        let long = "x".repeat(200);
         ends!(UnixStream::connect("/nowhere/at/all"));
+        ends!(UnixStream::connect(&long));
+        let datagram = UnixDatagram::unbound().unwrap();
+        ends!(datagram.send_to(b"", &long));
         ends!(TcpStream::connect("255.255.255.255:1"));
         let listener = TcpListener::bind(ANY).await.unwrap();
         let addr = listener.local_addr().unwrap();
         ends!(TcpListener::bind(addr));
+        let (a, b) = pair().await;
+        ends!(a.write_all(b""));
+        ends!(copy(&a, &b).limit(0));
+        a.close();
+        ends!(a.write_all(b"x"));
         let socket = UdpSocket::bind(ANY).await.unwrap();
         ends!(socket.send_many(&[]));
         ends!(socket.recv_many(&mut [], &mut Vec::new()));

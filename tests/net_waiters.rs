@@ -523,6 +523,45 @@ fn write_all_and_write_all() {
     }
 }
 
+/// One that writes on and on lets another write in between: on the same worker, on another, and in the same task.
+#[test]
+fn write_all_beside_one_that_never_rests() {
+    let _alone = alone(60);
+    for (workers, len) in [(1, 100), (1, 1 << 20), (2, 100), (2, 1 << 20)] {
+        runtime(workers).run(async move {
+            let (stream, mut peer) = std_pair().await;
+            let stream = leak(stream);
+            let reader = std::thread::spawn(move || io::copy(&mut peer, &mut io::sink()).unwrap());
+            let on_and_on = async move |begun: &AtomicBool| {
+                let bytes = vec![1; len];
+                loop {
+                    stream.write_all(&bytes).await.unwrap();
+                    begun.store(true, Ordering::SeqCst);
+                }
+            };
+            let begun = leak(AtomicBool::new(false));
+            let other = gopark::spawn(async move { on_and_on(begun).await });
+            while !begun.load(Ordering::SeqCst) {
+                yield_now().await;
+            }
+            for _ in 0..10 {
+                stream.write_all(b"x").await.unwrap();
+            }
+            other.abort();
+            assert!(other.await.unwrap_err().is_cancelled());
+            let other = std::pin::pin!(on_and_on(begun));
+            let this = std::pin::pin!(async {
+                for _ in 0..10 {
+                    stream.write_all(b"x").await.unwrap();
+                }
+            });
+            let _ = futures::future::select(other, this).await;
+            stream.close();
+            let _ = gopark::spawn_blocking(|| reader.join()).await.unwrap();
+        });
+    }
+}
+
 /// A `write_all` that is dropped in the middle, or while it waits for its turn, lets the others on.
 #[test]
 fn write_all_dropped_and_write_all() {

@@ -412,6 +412,23 @@ fn calls_outside_a_runtime_panic_with_one_sentence() {
     assert!(Handle::try_current().is_none());
 }
 
+/// A branch that is always ready again does not keep another of the same `block_on` from its turn.
+#[test]
+fn timeout_in_block_on_beside_what_is_always_ready() {
+    let _watchdog = watchdog(60);
+    let rt = Builder::new().workers(1).build().unwrap();
+    rt.block_on(async {
+        let socket = gopark::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let addr = socket.local_addr().unwrap();
+        let sends = async {
+            loop {
+                let _ = socket.send_to(b"x", addr).await;
+            }
+        };
+        gopark::time::timeout(std::time::Duration::from_millis(20), sends).await.map(|(): ()| ()).unwrap_err();
+    });
+}
+
 #[test]
 fn enter_guards_nest() {
     let _watchdog = watchdog(60);
