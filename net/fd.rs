@@ -231,23 +231,25 @@ impl Gate {
                     // No call follows that would; nor does one an error, below.
                     ready!(budget::poll_take(cx));
                 }
-                // Who has just let go, and comes again at once, lets the one that was chosen go first; but only once, since that
-                // one may be forgotten (trap P23).
-                if wait.ticket == 0 && !gave_way && gate.is_handed_on() {
-                    gave_way = true;
-                    cx.waker().wake_by_ref();
+                gave_way |= wait.ticket != 0;
+                let mut for_another = false;
+                let take = || match gate.begin(Side::WriteLock) {
+                    Begin::Go { cut } => {
+                        for_another = cut;
+                        Some(Ok(()))
+                    }
+                    Begin::Nil => None,
+                    Begin::Shut(shut) => Some(Err(shut)),
+                };
+                if let Err(shut) = ready!(gate.poll_at(Side::WriteLock, cx, Some(&mut wait.ticket), true, take)) {
+                    ready!(budget::poll_take(cx));
+                    return Poll::Ready(Err(shut.into()));
+                }
+                lock = Some(Begun { gate, side: Side::WriteLock });
+                if for_another && gate.gives_way(cx, &mut gave_way) {
+                    lock = None;
                     return Poll::Pending;
                 }
-                let take = || match gate.begin(Side::WriteLock) {
-                    Begin::Go { .. } => Some(Ok(Begun { gate, side: Side::WriteLock })),
-                    Begin::Nil => None,
-                    Begin::Shut(shut) => Some(Err(io::Error::from(shut))),
-                };
-                let taken = ready!(gate.poll_at(Side::WriteLock, cx, Some(&mut wait.ticket), true, take));
-                if taken.is_err() {
-                    ready!(budget::poll_take(cx));
-                }
-                lock = Some(taken?);
                 wait.side = Side::Write;
             }
             let mut result = Ok(());
@@ -262,6 +264,18 @@ impl Gate {
             lock = None;
             Poll::Ready(result)
         })
+    }
+
+    /// Who has just let go of the lock, and comes again at once, lets the one that was chosen go first; but only once, since that
+    /// one may be forgotten (trap P23).
+    #[cold]
+    fn gives_way(&self, cx: &Context<'_>, gave_way: &mut bool) -> bool {
+        self.uncut();
+        let gives = !std::mem::replace(gave_way, true);
+        if gives {
+            cx.waker().wake_by_ref();
+        }
+        gives
     }
 
     /// A future that waits on one side as its place there. What `poll` needs of that it gets, so as not to hold it twice;

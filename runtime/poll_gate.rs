@@ -131,16 +131,13 @@ impl Gate {
     pub(crate) fn finish(&self, side: Side, left: bool) {
         let slot = self.slot(side);
         if left && !slot.finish() {
-            if side == Side::WriteLock {
-                slot.hand_on();
-            }
-            self.serve(|list| slot.edge(slot.id().fdseq, false, list));
+            self.serve(|list| slot.edge(slot.id().fdseq, side == Side::WriteLock, list));
         }
     }
 
-    /// Was somebody chosen for the lock of `write_all` who has not come yet?
-    pub(crate) fn is_handed_on(&self) -> bool {
-        self.slot(Side::WriteLock).is_handed_on()
+    /// Somebody has come for the lock of `write_all`.
+    pub(crate) fn uncut(&self) {
+        self.slot(Side::WriteLock).uncut();
     }
 
     /// Has it been closed, perhaps by another thread, during a call?

@@ -20,9 +20,9 @@
 //! | WAIT | there are waiters that nobody has chosen | `unlock` | `unlock` |
 //! | TURN | an edge came while the lock was held: its holder chooses | `edge` | `unlock` |
 //! | CUT | a short call proves nothing (any more): traps P14, P25 | `open`, `edge` | `open` |
+//! | | of the lock of `write_all`: somebody was chosen for it, and has not come yet | `edge` | `uncut` |
 //! | CLOSED, GONE | operations are refused: the socket was closed, its runtime is gone | `shut` | `open` |
 //! | EXPIRED | operations are refused: the deadline has passed | `shut` | `renew`, `open` |
-//! | HANDED | somebody was chosen, and has not come yet; for the lock of `write_all` alone | `hand_on` | `begin` |
 //!
 //! The upper half of the word is the generation (Go's `fdseq`), so that an event for an earlier socket changes nothing,
 //! decided by the same atomic operation that would have changed it (trap P1).
@@ -46,7 +46,6 @@ const CUT: u64 = 1 << 5;
 const CLOSED: u64 = 1 << 6;
 const GONE: u64 = 1 << 7;
 const EXPIRED: u64 = 1 << 8;
-const HANDED: u64 = 1 << 9;
 const SHUT: u64 = CLOSED | GONE | EXPIRED;
 const FDSEQ: u32 = 32;
 
@@ -158,7 +157,7 @@ impl Slot {
             return Begin::Shut(shut);
         }
         // AcqRel orders the clearing before the call and after the edge that set it.
-        let word = self.word.fetch_and(!(READY | TRY | HANDED), Ordering::AcqRel);
+        let word = self.word.fetch_and(!(READY | TRY), Ordering::AcqRel);
         // One operation at a time: who finds it taken waits, and is chosen if the other leaves something.
         if word & (READY | TRY) == 0 { Begin::Nil } else { Begin::Go { cut: word & CUT != 0 } }
     }
@@ -173,13 +172,9 @@ impl Slot {
             && self.word.compare_exchange(word, word | READY, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
-    /// The turn goes to a waiter, before whom others may let themselves in. Relaxed: to see it late is as good.
-    pub(crate) fn hand_on(&self) {
-        self.word.fetch_or(HANDED, Ordering::Relaxed);
-    }
-
-    pub(crate) fn is_handed_on(&self) -> bool {
-        self.word.load(Ordering::Relaxed) & HANDED != 0
+    /// See the table. Relaxed: the flag stands for itself.
+    pub(crate) fn uncut(&self) {
+        self.word.fetch_and(!CUT, Ordering::Relaxed);
     }
 
     /// Is an operation worth trying? Observes only.
