@@ -55,7 +55,8 @@ impl Builder {
         /// takes a worker's place, and tasks wait until it is done; a line on stderr says so, once.
         ///
         /// Nothing is lost at this bound, but what waits for each other there may wait for ever: closures for a closure
-        /// that has no thread yet, or a `block_on` or `block_in_place` inside tasks for a task that has none.
+        /// that has no thread yet, or a `block_on` or `block_in_place` inside tasks for a task that has none. Only the wakers of
+        /// other executors, and what is dropped at the end, get a thread for a moment even then.
         fn max_threads(n: usize) { config.max_threads = Some(n) }
 
         /// Whether a thread that is stuck in a task loses its right to run tasks, so that others go on while it blocks or
@@ -69,7 +70,8 @@ impl Builder {
         /// How many bytes of stack each thread gets: std's default unless set.
         fn thread_stack_size(bytes: usize) { config.stack_size = Some(bytes) }
 
-        /// Called on each thread that runs tasks before it does anything else. A panic in it is caught.
+        /// Called on each thread that runs tasks before it does anything else. A panic in it is caught. One that waits for a task
+        /// of this runtime has another thread started for that, in which it is called, too.
         fn on_thread_start(f: impl Fn() + Send + Sync + 'static) { config.on_thread_start = Some(Box::new(f)) }
 
         /// Called on each thread that runs tasks when it has done everything else. A panic in it is caught.

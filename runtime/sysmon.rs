@@ -232,7 +232,7 @@ impl Sysmon<'_> {
             let there = sched.clone();
             let call = move || there.netpoll.foreign.call(&mut list, || there.wakep());
             // Or nobody would.
-            sched.send(Box::new(call), true).unwrap_or_else(|errand| errand());
+            sched.send(Box::new(call), true).unwrap_or_else(|errand| sched.run_beside(errand));
         }
     }
 
@@ -343,7 +343,7 @@ impl Sysmon<'_> {
                 }
                 there.netpoll.foreign.call_left_behind();
             };
-            sched.send(Box::new(shut), false).unwrap_or_else(|errand| errand());
+            sched.send(Box::new(shut), false).unwrap_or_else(|errand| sched.run_beside(errand));
         }
     }
 }

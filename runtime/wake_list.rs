@@ -104,7 +104,8 @@ impl WakeList {
         }
     }
 
-    /// Is there anything in it whose code is not the runtime's? (Who drops a waker of an own task frees memory at most.)
+    /// Is there anything in it whose code is not the runtime's? (Who drops a waker of an own task
+    /// frees memory at most; or what the hooks of a runtime own that is gone, if it was the last that held it.)
     pub(crate) fn has_foreign(&self) -> bool {
         let foreign = |waker| task::from_waker(waker).is_none();
         self.rest.as_ref().is_some_and(|rest| !rest.foreign.is_empty() || rest.spent.iter().any(foreign))

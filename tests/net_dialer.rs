@@ -255,7 +255,10 @@ fn dial_timeout() {
         // All the time there is.
         Dialer::new().timeout(Duration::MAX).dial(fast).await.unwrap();
         Dialer::new().timeout(long).deadline(past + long).dial(fast).await.unwrap();
-        assert_eq!(open_fds(), before);
+        // The lookups that nobody waits for any more come to their end.
+        while open_fds() != before {
+            yield_now().await;
+        }
     });
 }
 

@@ -4,7 +4,7 @@ mod support;
 
 use futures::task::AtomicWaker;
 use gopark::{Builder, Runtime};
-use std::future::{pending, poll_fn};
+use std::future::{Future, pending, poll_fn};
 use std::io::Write;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
@@ -585,4 +585,70 @@ fn shutdown_timeout_and_a_waker_that_blocks() {
     begun.recv().unwrap();
     gate.open();
     end.unwrap_err();
+}
+
+/// A sleep whose waker waits for a task of the runtime, and says on which thread.
+fn sleep_and_wait_for_a_task(rt: &Runtime, told: Sender<Option<String>>) -> impl Future + use<> {
+    let (handle, told) = (rt.handle().clone(), Mutex::new(told));
+    let _entered = rt.enter();
+    let mut sleep = Box::pin(gopark::time::sleep(Duration::from_millis(50)));
+    let waits = waker(move || {
+        told.lock().unwrap().send(thread::current().name().map(str::to_owned)).unwrap();
+        let _ = handle.block_on(handle.spawn(async {}));
+    });
+    assert!(sleep.as_mut().poll(&mut Context::from_waker(&waits)).is_pending());
+    sleep
+}
+
+/// Where every thread waits for a task, and no more may be started, somebody else's waker that waits for one, too, keeps neither
+/// sysmon nor the end.
+#[test]
+fn end_beside_a_waker_at_the_bound() {
+    let _watchdog = watchdog(60);
+    let rt = Builder::new().workers(1).max_threads(0).build().unwrap();
+    let (handle, (begun_tx, begun)) = (rt.handle().clone(), channel());
+    drop(rt.spawn(async move {
+        begun_tx.send(()).unwrap();
+        let _ = handle.block_on(handle.spawn(pending::<()>()));
+    }));
+    begun.recv().unwrap();
+    let (told, in_waker) = channel();
+    let _sleep = sleep_and_wait_for_a_task(&rt, told);
+    in_waker.recv().unwrap();
+    drop(rt);
+}
+
+/// The bound is over, the waker is not: a thread that is stuck loses its P.
+#[test]
+fn stuck_task_beside_a_waker_from_the_bound() {
+    let _watchdog = watchdog(60);
+    let rt = Builder::new().workers(1).max_threads(1).build().unwrap();
+    let gates = [(); 2].map(|()| Arc::new(support::Gate::default()));
+    let (begun_tx, begun) = channel();
+    let aside = gates.each_ref().map(|gate| {
+        let (gate, begun) = (gate.clone(), begun_tx.clone());
+        rt.spawn(async move {
+            gopark::block_in_place(|| {
+                begun.send(()).unwrap();
+                gate.wait();
+            });
+        })
+    });
+    begun.iter().take(2).for_each(drop);
+    let stuck = Arc::new(support::Gate::default());
+    let there = stuck.clone();
+    let blocks = rt.spawn(async move {
+        begun_tx.send(()).unwrap();
+        there.wait();
+    });
+    let (told, in_waker) = channel();
+    let _sleep = sleep_and_wait_for_a_task(&rt, told);
+    in_waker.recv().unwrap();
+    gates.iter().for_each(|gate| gate.open());
+    begun.recv().unwrap();
+    rt.block_on(rt.spawn(async {})).unwrap();
+    stuck.open();
+    for task in aside.into_iter().chain([blocks]) {
+        rt.block_on(task).unwrap();
+    }
 }

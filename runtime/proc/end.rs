@@ -7,6 +7,7 @@ use crate::runtime::idle::{MId, Role};
 use crate::runtime::task::{G, quietly};
 use crate::runtime::wake_list::WakeList;
 use std::iter;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -32,11 +33,12 @@ impl Sched {
 
     /// For sysmon, at the end: has a thread drop what no M comes to drop. Not the caller of `stop`, nor an M in the middle
     /// of a poll: those may hold a lock which one of the drops takes.
-    pub(crate) fn cancel_elsewhere(&self) {
+    pub(crate) fn cancel_elsewhere(self: &Arc<Self>) {
         if self.start_m(Orders::Exit).is_err() {
-            // What is dropped here may wait for the network, and nobody else could end that.
-            self.shut();
-            self.cancel_all();
+            // What is dropped here may wait for the network, and nobody else could end that; nor what waits there for this.
+            let (there, here) = (self.clone(), self.clone());
+            self.run_beside(Box::new(move || there.shut()));
+            self.run_beside(Box::new(move || here.cancel_all()));
         }
     }
 
@@ -108,7 +110,7 @@ impl Sched {
             // Not even the first thread could be started, or all have ended and were waited for.
             return 0;
         }
-        while !threads.ended || threads.sysmon {
+        while !threads.ended || threads.sysmon || threads.beside > 0 {
             let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
             threads = match left {
                 // The last one counts itself out before it is done.

@@ -371,6 +371,11 @@ impl M {
     /// Rests until somebody has a use for it; an idle P is use enough.
     fn rest_without_p(&self) -> Idled {
         let (sched, m) = (&*self.sched, self.shared.id);
+        if sched.closures_wait() && sched.idle.idle_ps() == 0 {
+            // No thread could be started for it.
+            self.run_blocking();
+            return Idled::Again;
+        }
         let role = match sched.idle.rest(m) {
             Ok(p) => {
                 self.take_p(p, false);
@@ -379,8 +384,7 @@ impl M {
             Err(role) => role,
         };
         if sched.closures_wait() && sched.idle.leave(m, role) {
-            // No thread could be started for it.
-            self.run_blocking();
+            // Queued meanwhile, and no thread could be started for it.
             return Idled::Again;
         }
         match role {

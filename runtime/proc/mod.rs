@@ -114,6 +114,8 @@ struct Threads {
     retiring: usize,
     /// Sysmon runs.
     sysmon: bool,
+    /// Threads that do an errand in sysmon's place.
+    beside: usize,
     /// Somebody was told that no thread can be had.
     refusal_told: bool,
     ended: bool,

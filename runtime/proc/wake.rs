@@ -174,6 +174,33 @@ impl Sched {
         self.errands.lock().pop_back().map_or(Ok(()), Err)
     }
 
+    /// For sysmon, which must not block: runs an errand for which no M is to be had on a thread that is none, and ends with it. On
+    /// the caller's, if the system refuses that.
+    pub(crate) fn run_beside(self: &Arc<Self>, errand: Errand) {
+        let errand = Arc::new(Mutex::new(Some(errand)));
+        let (sched, there) = (self.clone(), errand.clone());
+        let main = move || {
+            sched.at_home(|| {
+                let errand = there.lock().take();
+                errand.into_iter().for_each(quietly);
+            });
+            sched.threads.lock().beside -= 1;
+            sched.ended.notify_all();
+        };
+        let mut threads = self.threads.lock();
+        match thread::Builder::new().name(format!("{}-sysmon", self.thread_name())).spawn(main) {
+            Ok(handle) => {
+                threads.beside += 1;
+                threads.handles.push(handle);
+            }
+            Err(_) => {
+                drop(threads);
+                let errand = errand.lock().take();
+                errand.into_iter().for_each(quietly);
+            }
+        }
+    }
+
     fn thread_name(&self) -> &str {
         self.config.thread_name.as_deref().unwrap_or("gopark")
     }
