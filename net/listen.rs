@@ -1,14 +1,14 @@
 //! Making listeners, and what accept(2) says when it has none to give: Go's net/sock_posix.go, and the back-off of
 //! net/http's `Server.Serve`.
 
-use crate::runtime::poll_gate::{Gate, Side};
+use crate::runtime::poll_gate::{Gate, Side, complain};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use std::fmt;
-use std::io::{self, Write};
+use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Once};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Go's default for the silence after which a peer is probed.
@@ -173,10 +173,10 @@ impl Backoff {
         // Only one of several that fail at once begins the pause.
         if self.pause.compare_exchange(pause, end << 16 | length, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
             fd.retry_at(Side::Read, end * MS);
-            TOLD.call_once(|| {
+            if !TOLD.swap(true, Ordering::Relaxed) {
                 let advice = "see `ulimit -n` and `gopark::net::raise_nofile_limit`";
-                let _ = writeln!(io::stderr(), "gopark: accept: {error}. It waits until there is some again; {advice}");
-            });
+                complain(&format!("gopark: accept: {error}. It waits until there is some again; {advice}\n"));
+            }
         }
         Err(io::ErrorKind::WouldBlock.into())
     }
@@ -184,8 +184,8 @@ impl Backoff {
 
 /// What accept(2) may find lacking.
 const LACKING: [i32; 4] = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
-/// Somebody was told, once in the life of the process.
-static TOLD: Once = Once::new();
+/// Somebody was told, once in the life of the process. Relaxed: the flag stands for itself.
+static TOLD: AtomicBool = AtomicBool::new(false);
 
 /// A millisecond of the gate's clock.
 const MS: u64 = 1_000_000;

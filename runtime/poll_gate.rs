@@ -5,6 +5,7 @@ use super::netpoll::desc::PollDesc;
 use super::netpoll::slot::Slot;
 use super::proc::Sched;
 use super::runtime::Handle;
+use super::sys;
 use super::timer::NEVER;
 use super::wake_list::WakeList;
 use std::fmt;
@@ -192,6 +193,11 @@ impl Gate {
     fn slot(&self, side: Side) -> &Slot {
         self.desc().slot(side)
     }
+}
+
+/// Writes a line to stderr, unless that would block.
+pub(crate) fn complain(line: &str) {
+    sys::complain(line);
 }
 
 impl AsFd for Gate {

@@ -56,7 +56,7 @@ impl Builder {
         ///
         /// Nothing is lost at this bound, but what waits for each other there may wait for ever: closures for a closure
         /// that has no thread yet, or a `block_on` or `block_in_place` inside tasks for a task that has none. Only the wakers of
-        /// other executors, and what is dropped at the end, get a thread for a moment even then.
+        /// other executors, and what is dropped at the end, get a thread for a moment even then, eight at most.
         fn max_threads(n: usize) { config.max_threads = Some(n) }
 
         /// Whether a thread that is stuck in a task loses its right to run tasks, so that others go on while it blocks or

@@ -152,7 +152,7 @@ impl Foreign {
     /// somebody `told` who can take the others.
     pub(crate) fn call(&self, list: &mut WakeList, tell: impl FnOnce()) {
         let Some(rest) = &mut list.rest else { return };
-        // Who drops a waker of an own task frees memory at most.
+        // These run no code of another executor's: see `has_foreign`.
         rest.spent.retain(|waker| task::from_waker(waker).is_none());
         let wakes = rest.foreign.drain(..).map(|waker| (waker, Waker::wake as fn(Waker)));
         let mut new = wakes.chain(rest.spent.drain(..).map(|waker| (waker, drop as fn(Waker))));

@@ -11,8 +11,9 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::Output;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
-use std::sync::mpsc::channel;
-use std::sync::{Arc, Barrier};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Barrier, Mutex};
+use std::task::{Context, Wake, Waker};
 use std::thread;
 use support::{Gate, child, is_child, watchdog};
 
@@ -97,6 +98,42 @@ fn stuck_up_to_the_bound_and_one_comes_back() {
         gates.iter().for_each(|gate| gate.open());
         block_on_all(&rt, blocked.into());
     }
+}
+
+/// Wakers of others that block get threads of their own at the bound, but no end of them.
+#[test]
+fn wakers_that_block_at_the_bound() {
+    const WAKERS: usize = 12;
+    struct Blocks(Arc<Gate>, Mutex<Sender<()>>);
+    impl Wake for Blocks {
+        fn wake(self: Arc<Self>) {
+            self.1.lock().unwrap().send(()).unwrap();
+            self.0.wait();
+        }
+    }
+    let _watchdog = watchdog(60);
+    let rt = Builder::new().workers(1).max_threads(0).thread_name("beside").build().unwrap();
+    let gate = Arc::new(Gate::default());
+    let task = stuck(&rt, &gate);
+    let (woken_tx, woken) = channel();
+    let wakers: Vec<_> = (0..WAKERS)
+        .map(|n| {
+            let waker = Waker::from(Arc::new(Blocks(gate.clone(), Mutex::new(woken_tx.clone()))));
+            let _entered = rt.enter();
+            let mut sleep = Box::pin(sleep(Duration::from_millis(20)));
+            assert!(sleep.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+            // Eight have a thread; one is on sysmon, and the rest are not called before it is back.
+            if n < 9 {
+                woken.recv().unwrap();
+            }
+            sleep
+        })
+        .collect();
+    assert_eq!((threads_named("beside"), threads_named("beside-sysmon")), (1, 9));
+    gate.open();
+    rt.block_on(task).unwrap();
+    woken.iter().take(WAKERS - 9).for_each(drop);
+    drop(wakers);
 }
 
 /// What needs no other thread goes on at the bound: calls that block a task or a closure, nested as one likes. The line on

@@ -121,6 +121,13 @@ struct Threads {
     ended: bool,
 }
 
+impl Threads {
+    /// Lets go of threads that have ended, and their stacks.
+    fn forget_ended(&mut self) {
+        self.handles.retain(|handle| !handle.is_finished());
+    }
+}
+
 /// What sysmon leaves to an M, since it is user code, and may block.
 type Errand = Box<dyn FnOnce() + Send>;
 

@@ -33,6 +33,8 @@ pub(crate) enum Orders {
     Exit,
 }
 
+/// So many threads that are no Ms do errands of sysmon's at a time.
+const BESIDE: usize = 8;
 /// So many tasks does the line on stderr name.
 const NAMED: usize = 4;
 
@@ -175,7 +177,7 @@ impl Sched {
     }
 
     /// For sysmon, which must not block: runs an errand for which no M is to be had on a thread that is none, and ends with it. On
-    /// the caller's, if the system refuses that.
+    /// the caller's, if the system refuses that, or there are `BESIDE` already.
     pub(crate) fn run_beside(self: &Arc<Self>, errand: Errand) {
         let errand = Arc::new(Mutex::new(Some(errand)));
         let (sched, there) = (self.clone(), errand.clone());
@@ -188,17 +190,16 @@ impl Sched {
             sched.ended.notify_all();
         };
         let mut threads = self.threads.lock();
-        match thread::Builder::new().name(format!("{}-sysmon", self.thread_name())).spawn(main) {
-            Ok(handle) => {
-                threads.beside += 1;
-                threads.handles.push(handle);
-            }
-            Err(_) => {
-                drop(threads);
-                let errand = errand.lock().take();
-                errand.into_iter().for_each(quietly);
-            }
+        threads.forget_ended();
+        let builder = thread::Builder::new().name(format!("{}-sysmon", self.thread_name()));
+        if let Some(handle) = (threads.beside < BESIDE).then(|| builder.spawn(main).ok()).flatten() {
+            threads.beside += 1;
+            threads.handles.push(handle);
+            return;
         }
+        drop(threads);
+        let errand = errand.lock().take();
+        errand.into_iter().for_each(quietly);
     }
 
     fn thread_name(&self) -> &str {
@@ -242,7 +243,7 @@ impl Sched {
             let text = format!("{max} beyond the workers are running, the most that `Builder::max_threads` allows");
             return Err(io::Error::new(io::ErrorKind::QuotaExceeded, text));
         }
-        threads.handles.retain(|handle| !handle.is_finished());
+        threads.forget_ended();
         let mut builder = thread::Builder::new().name(self.thread_name().to_owned());
         if let Some(size) = self.config.stack_size {
             builder = builder.stack_size(size);
