@@ -6,6 +6,7 @@ use gopark::net::UnixStream;
 use gopark::time::sleep;
 use gopark::{Builder, Runtime};
 use std::io::Write;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
@@ -68,9 +69,30 @@ fn refusal_while_a_stuck_task_holds_stderr() {
         drop(gopark::spawn(async {}));
         there.wait();
     });
-    rt.block_on(async { sleep(Duration::from_millis(50)).await });
+    sysmon_has_looked();
+    // It alone sees to the timers now.
+    rt.block_on(async { sleep(Duration::from_millis(1)).await });
     gate.open();
     rt.block_on(task).unwrap();
+}
+
+/// Waits until the process's sysmon has looked so often that a thread was refused to it, and it has said so: after each look it
+/// waits, as the kernel counts. (It takes the P of a stuck thread within three looks, and says what it has seen twice.)
+fn sysmon_has_looked() {
+    const LOOKS: u64 = 20;
+    let looks = || {
+        let mut tasks = std::fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path());
+        let read = |file: PathBuf| std::fs::read_to_string(file).unwrap_or_default();
+        // It has no name before it runs.
+        let sysmon = tasks.find(|task| read(task.join("comm")).contains("sysmon"));
+        let status = sysmon.map(|task| read(task.join("status"))).unwrap_or_default();
+        let waits = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        waits.map_or(0, |waits| waits.trim().parse::<u64>().unwrap())
+    };
+    let begin = looks();
+    while looks() < begin + LOOKS {
+        thread::yield_now();
+    }
 }
 
 /// The hook takes a lock that the stuck task holds, as one that logs may. Three quarters of the threads run closures; the
@@ -135,8 +157,7 @@ fn refusal_with_stderr_gone() {
             })
         })
         .collect();
-    // A thread was refused by now. If it was not, this shows nothing: stderr is the only place where that is told.
-    thread::sleep(Duration::from_millis(100));
+    sysmon_has_looked();
     // Sysmon alone sees to the timers now.
     rt.block_on(async { sleep(Duration::from_millis(1)).await });
     gate.open();
