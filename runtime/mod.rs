@@ -28,3 +28,5 @@ pub(crate) mod timer;
 #[cfg(all(feature = "backtrace", not(gopark_loom)))]
 mod trace;
 pub(crate) mod wake_list;
+#[cfg(not(gopark_loom))]
+mod watchdog;

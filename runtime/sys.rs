@@ -219,3 +219,23 @@ pub(crate) fn set_timer_slack(ns: u64) {
     // SAFETY: sets a number of the calling thread. A refusal leaves it as it was.
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, ns as libc::c_ulong) };
 }
+
+/// timerfd_create(2).
+pub(crate) fn timerfd() -> io::Result<OwnedFd> {
+    // SAFETY: takes no pointer.
+    owned(unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_CLOEXEC) })
+}
+
+/// timerfd_settime(2): it goes off once, so long from now.
+pub(crate) fn timerfd_set(fd: BorrowedFd<'_>, time: Duration) {
+    let spec = libc::itimerspec { it_interval: timespec(Duration::ZERO), it_value: timespec(time) };
+    // SAFETY: `spec` outlives the call, which does not fail for a timer and a time that are valid.
+    unsafe { libc::timerfd_settime(fd.as_raw_fd(), 0, &spec, std::ptr::null_mut()) };
+}
+
+/// Waits until a timerfd has gone off, or a signal comes.
+pub(crate) fn timerfd_wait(fd: BorrowedFd<'_>) {
+    let mut times = 0u64;
+    // SAFETY: eight writable bytes.
+    unsafe { libc::read(fd.as_raw_fd(), (&raw mut times).cast(), 8) };
+}

@@ -7,6 +7,7 @@ use super::sync::Mutex;
 use super::sys;
 use super::task::quietly;
 use super::wake_list::WakeList;
+use super::watchdog::{Mark, TICK_NS};
 use std::collections::VecDeque;
 use std::mem;
 use std::sync::Arc;
@@ -20,9 +21,7 @@ fn backtrace_of(_: i32) -> Option<String> {
     None
 }
 
-/// How often it looks while anything runs; and while all Ps have been stuck for `LONG_NS` and nothing waits for them. Go starts
-/// at 20 us and slows down to 10 ms.
-const TICK_NS: u64 = 5_000_000;
+/// How often it looks while all Ps have been stuck for `LONG_NS` and nothing waits for them.
 const STUCK_TICK_NS: u64 = 10_000_000;
 const LONG_NS: u64 = 100_000_000;
 /// While every P is busy it looks when the first of them may have to be taken, but no more often than this; and so soon after
@@ -155,9 +154,9 @@ impl Sched {
 }
 
 impl Sysmon<'_> {
-    fn nap(&self) -> Duration {
+    fn nap(&self) -> u64 {
         let long = |seen: &Seen| seen.stuck && self.last.saturating_sub(seen.since) >= LONG_NS;
-        Duration::from_nanos(if self.sched.idle.idle_ps() > 0 {
+        if self.sched.idle.idle_ps() > 0 {
             if self.follows { CLOSE_TICK_NS } else { TICK_NS }
         } else if self.seen.iter().all(long) {
             STUCK_TICK_NS
@@ -168,13 +167,17 @@ impl Sysmon<'_> {
             let was_looked_at = |seen: &Seen| seen.stuck && seen.until_due(self.last) == 0;
             let open = self.seen.iter().filter(|seen| !starves(seen) && !was_looked_at(seen));
             open.map(|seen| seen.until_due(self.last)).min().unwrap_or(TICK_NS).clamp(CLOSE_TICK_NS, TICK_NS)
-        })
+        }
     }
 
     fn look(&mut self) {
+        let (put_off, before) = self.sched.watchdog.last_put_off();
         let (now, keep_ps) = (self.sched.now(), self.sched.config.keep_ps);
         for (p, seen) in self.sched.ps().iter().zip(&mut self.seen) {
-            seen.look(p, &mut self.clocks, self.last, now);
+            if put_off > self.last {
+                seen.believe(&p.mark, &mut self.clocks, self.last, before, put_off);
+            }
+            seen.look(p, &mut self.clocks, self.last.max(put_off), now);
             seen.asleep = p.holder().is_some_and(|m| seen.is_asleep(m, keep_ps));
         }
         // Of those, too, that have gone idle, until they have used nothing in between: what they use when they are back is told
@@ -357,9 +360,35 @@ impl Clock {
         let (time, used) = (now.saturating_sub(self.at).max(1), cpu.saturating_sub(self.cpu));
         mem::replace(self, Clock { cpu, at: now, load: (used * 1000 / time).min(1000) })
     }
+
+    /// What of the CPU time that was used in so long a time is that of a poll which began in it. Where a thread uses all of its
+    /// time, that is half of it.
+    fn by_new_poll(&self, used: u64, window: u64) -> u64 {
+        used.saturating_sub(self.load * window / 2000).min(LATE_NS / 2)
+    }
+}
+
+fn clock_of(clocks: &mut Vec<Clock>, id: MId) -> &mut Clock {
+    let at = id as usize;
+    clocks.resize(clocks.len().max(at + 1), Clock::default());
+    &mut clocks[at]
 }
 
 impl Seen {
+    /// What an M saw when it vouched for all, in the place of an own look. Where that was the second time since the last one, the
+    /// poll is a new one, whatever its number.
+    fn believe(&mut self, mark: &Mark, clocks: &mut Vec<Clock>, last: u64, before: u64, at: u64) {
+        let Some(((id, tick), cpu, used)) = mark.get(at) else { return };
+        let clock = clock_of(clocks, id);
+        clock.go_on(cpu, at);
+        if (Some(id), tick) != (self.holder, self.tick) || before > last {
+            let window = at.saturating_sub(before);
+            let (holder, by_this_poll) = (Some(id), clock.by_new_poll(used.min(window), window));
+            let (since, since_cpu) = (at.saturating_sub(by_this_poll), cpu.saturating_sub(by_this_poll));
+            *self = Seen { holder, tick, cpu, since, since_cpu, still: at, last: holder, ..Seen::default() };
+        }
+    }
+
     /// Looks at a P, and asks its M to look around.
     fn look(&mut self, p: &P, clocks: &mut Vec<Clock>, last: u64, now: u64) {
         let m = p.holder();
@@ -368,11 +397,10 @@ impl Seen {
         }
         let Some(m) = m else { return };
         p.attention.store(true, Ordering::Relaxed);
-        let (before, id) = (*self, m.id as usize);
+        let before = *self;
         (self.tick, self.holder, self.last) = (p.schedtick.load(Ordering::Relaxed), Some(m.id), Some(m.id));
         self.cpu = sys::thread_cpu_ns(m.thread());
-        clocks.resize(clocks.len().max(id + 1), Clock::default());
-        let clock = clocks[id].go_on(self.cpu, now);
+        let clock = clock_of(clocks, m.id).go_on(self.cpu, now);
         let (window, middle) = (now.saturating_sub(last), last.midpoint(now).max(now.saturating_sub(LATE_NS / 2)));
         let used = self.cpu.saturating_sub(clock.cpu);
         // Nobody knows when, where its clock was not read at the last look.
@@ -380,10 +408,9 @@ impl Seen {
         self.stuck = (self.tick, self.holder) == (before.tick, before.holder);
         self.works = used > if self.stuck { window / 4 } else { window / 2 };
         if !self.stuck {
-            self.since = middle;
-            // Where it uses all of its time, that is half of it.
-            let by_this_poll = used.saturating_sub(clock.load * window / 2000);
-            self.since_cpu = self.cpu - by_this_poll.min(LATE_NS / 2);
+            let by_this_poll = clock.by_new_poll(used, window);
+            self.since_cpu = self.cpu - by_this_poll;
+            self.since = middle.min(now - by_this_poll);
         }
         if !self.stuck || self.works {
             self.still = middle;

@@ -27,7 +27,7 @@ const RUNTIME: &[&[&str]] = &[
     &["runtime/netpoll/deadline.rs", "runtime/netpoll/until.rs"],
     &["runtime/netpoll/desc.rs"],
     &["runtime/netpoll/epoll.rs"],
-    &["runtime/netpoll/mod.rs"],
+    &["runtime/netpoll/mod.rs", "runtime/watchdog.rs"],
     &["runtime/proc/"],
     &["runtime/sysmon.rs", "runtime/blocking.rs"],
     &["runtime/runtime.rs"],

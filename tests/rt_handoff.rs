@@ -6,13 +6,12 @@ use gopark::net::UnixStream;
 use gopark::time::sleep;
 use gopark::{Builder, Runtime};
 use std::io::Write;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
-use support::{Gate, child, is_child, watchdog};
+use support::{Gate, child, is_child, looks_of, watchdog};
 
 fn runtime(workers: usize) -> Runtime {
     Builder::new().workers(workers).build().unwrap()
@@ -80,17 +79,8 @@ fn refusal_while_a_stuck_task_holds_stderr() {
 /// waits, as the kernel counts. (It takes the P of a stuck thread within three looks, and says what it has seen twice.)
 fn sysmon_has_looked() {
     const LOOKS: u64 = 20;
-    let looks = || {
-        let mut tasks = std::fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path());
-        let read = |file: PathBuf| std::fs::read_to_string(file).unwrap_or_default();
-        // It has no name before it runs.
-        let sysmon = tasks.find(|task| read(task.join("comm")).contains("sysmon"));
-        let status = sysmon.map(|task| read(task.join("status"))).unwrap_or_default();
-        let waits = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
-        waits.map_or(0, |waits| waits.trim().parse::<u64>().unwrap())
-    };
-    let begin = looks();
-    while looks() < begin + LOOKS {
+    let begin = looks_of("gopark-sysmon");
+    while looks_of("gopark-sysmon") < begin + LOOKS {
         thread::yield_now();
     }
 }

@@ -9,7 +9,8 @@ use gopark::{Builder, Runtime, StuckTask};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, channel};
-use support::{Gate, watchdog};
+use std::time::Instant;
+use support::{Gate, looks_of, watchdog};
 
 /// A runtime, and what its hook is told.
 fn told(workers: usize) -> (Runtime, Receiver<StuckTask>) {
@@ -61,6 +62,43 @@ fn blocked_task_is_told_of_once_per_poll() {
     rt.block_on(task).unwrap();
     drop(rt);
     assert!(told.try_recv().is_err());
+}
+
+/// Another worker is well all the time, and vouches for whom it sees move: for this one no longer.
+#[test]
+fn blocked_task_is_told_of_beside_a_worker_that_is_well() {
+    let _watchdog = watchdog(60);
+    let (rt, told) = told(2);
+    let ticks = rt.spawn(async {
+        loop {
+            sleep(Duration::from_micros(500)).await;
+        }
+    });
+    for _ in 0..5 {
+        another(&rt, &told);
+    }
+    ticks.abort();
+}
+
+/// While every worker moves on, one of them puts sysmon's looks off: no more than one in four comes about. (Where the machine
+/// gives the worker no CPU for some milliseconds, more do; so this waits for a stretch in which it did.)
+#[test]
+fn nobody_is_looked_at_while_all_is_well() {
+    let _watchdog = watchdog(60);
+    let rt = Builder::new().workers(2).thread_name("well").build().unwrap();
+    let well = rt.spawn(async {
+        loop {
+            let (looks, begin) = (looks_of("well-sysmon"), Instant::now());
+            for _ in 0..200 {
+                sleep(Duration::from_millis(1)).await;
+            }
+            let ticks = begin.elapsed().as_millis() / 5;
+            if u128::from(looks_of("well-sysmon") - looks) * 4 <= ticks {
+                break;
+            }
+        }
+    });
+    rt.block_on(well).unwrap();
 }
 
 /// Also where no P is ever taken.

@@ -98,9 +98,14 @@ impl Sched {
     }
 
     /// For sysmon: a nap with a time limit, not a safety net. True: all threads have ended.
-    pub(crate) fn have_ended_within(&self, time: Duration) -> bool {
-        let waited = self.ended.wait_timeout_while(self.threads.lock(), time, |threads| !threads.ended);
-        waited.expect("no panic under this lock").0.ended
+    pub(crate) fn have_ended_within(&self, time: u64) -> bool {
+        self.watchdog.set(self.now(), time);
+        // Whoever comes after this look rings, and the clock is set already.
+        let ended = || self.threads.lock().ended;
+        ended() || {
+            self.watchdog.wait();
+            ended()
+        }
     }
 
     /// After `stop`: waits until all threads are done, at most until `deadline`. Returns how many are not.
@@ -178,6 +183,7 @@ impl M {
             sched.clean_up();
             sched.threads.lock().ended = true;
             sched.ended.notify_all();
+            sched.watchdog.ring();
         }
         goes_on
     }

@@ -1,13 +1,15 @@
 //! How an M finds its next task: Go's `findRunnable`, cut into the steps it is made of.
 
-use super::{M, Sched};
+use super::{M, MShared, P, Sched};
 use crate::runtime::idle::{Back, PId, Role};
 use crate::runtime::netpoll::BATCH;
 use crate::runtime::queue::Local;
+use crate::runtime::sys;
 use crate::runtime::task::{G, GList};
 use crate::runtime::timer::NEVER;
 use crate::runtime::wake_list::WakeList;
 use std::cell::Cell;
+use std::ptr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -25,6 +27,10 @@ const PATIENCE_NS: u64 = 5_000_000;
 const STREAK: u32 = 3;
 /// A harvest wakes another M if it holds more work than this one does in so long a time.
 const BACKLOG_NS: u64 = 1_000_000;
+/// How often an M looks whether sysmon's next look is to be put off, and after how many tasks at the latest: should they come
+/// more seldom of a sudden, sysmon looks meanwhile.
+const VOUCH_NS: u64 = 500_000;
+const VOUCH_TICKS: u64 = 64;
 /// How long a thread beyond the Ps is kept without work.
 const KEEP: Duration = Duration::from_secs(10);
 
@@ -45,13 +51,21 @@ pub(super) struct Check {
     brought: Cell<usize>,
     /// The tick of the last task that overtook all that is queued here.
     overtaken: Cell<u32>,
-    /// Nanoseconds that a task takes, by the last stretches.
+    /// Nanoseconds that a task takes, by the last stretches, and how many make an interval.
     cost: Cell<u64>,
+    interval: Cell<u32>,
+    /// The tick at which the M looks whether to vouch; at which it did so last, and when.
+    vouch_at: Cell<u32>,
+    vouched: Cell<(u32, u64)>,
     /// Another P, the tick it was at, and when that was.
     neighbour: Cell<(u32, u32, u64)>,
 }
 
 impl Check {
+    pub(super) fn new() -> Check {
+        Check { interval: Cell::new(CHECK_TICKS), ..Check::default() }
+    }
+
     /// A task has used up its budget: others may have waited for a while.
     pub(super) fn soon(&self) {
         self.urgent.set(true);
@@ -74,6 +88,18 @@ impl Check {
         (self.brought.get() as u64 * left / self.queued.get().max(1) as u64) as usize
     }
 
+    pub(super) fn may_vouch(&self, tick: u32) -> bool {
+        has_come(self.vouch_at.get(), tick)
+    }
+
+    /// The M looks whether to vouch. The next time is when as many tasks have run as do in `VOUCH_NS` now: a look at the clock
+    /// for each would be dear.
+    fn vouches(&self, tick: u32, now: u64) {
+        let (since, then) = self.vouched.replace((tick, now));
+        let ticks = u64::from(tick.wrapping_sub(since)) * VOUCH_NS / now.saturating_sub(then).max(1);
+        self.vouch_at.set(tick.wrapping_add(ticks.clamp(1, VOUCH_TICKS) as u32));
+    }
+
     /// Begins a stretch of work. True: it is time to ask the network.
     fn begin(&self, tick: u32, now: u64) -> bool {
         let at_work = self.since.get().is_some();
@@ -94,11 +120,12 @@ impl Check {
                 let sample = now().saturating_sub(since) / u64::from(tick.wrapping_sub(first));
                 let cost = self.cost.get();
                 // Slowly up, quickly down: when another process takes the CPU for a while, the tasks did not cost that.
-                self.cost.set(if sample > cost { cost + (sample - cost) / 8 } else { (cost + sample) / 2 });
+                let cost = if sample > cost { cost + (sample - cost) / 8 } else { (cost + sample) / 2 };
+                self.cost.set(cost);
+                self.interval.set((CHECK_NS / cost.max(1)).clamp(1, CHECK_TICKS.into()) as u32);
             }
         }
-        let ticks = (CHECK_NS / self.cost.get().max(1)).clamp(1, CHECK_TICKS.into());
-        self.at.set(tick.wrapping_add(ticks as u32));
+        self.at.set(tick.wrapping_add(self.interval.get()));
     }
 }
 
@@ -174,6 +201,33 @@ impl M {
         let g = self.local.look_at(&self.sched.global, self.share(), may_overtake)?;
         self.check.overtaken.set(tick);
         Some(g)
+    }
+
+    /// Before a poll, now and then: puts sysmon's next look off, if there is nothing that it would see. That is so if every
+    /// other P's M is in another poll than when somebody did so last. What is seen of them is marked, in the place of that
+    /// look, and they are asked to look around.
+    #[cold]
+    pub(super) fn vouch(&self, tick: u32) {
+        let sched = &*self.sched;
+        let now = sched.now();
+        self.check.vouches(tick, now);
+        let Some(due) = sched.watchdog.due_soon(now).filter(|_| !sched.needs_sysmon()) else { return };
+        let is_own = |m: &MShared| ptr::eq(m, &*self.shared);
+        let poll = |p: &P, m: &MShared| (m.id, p.schedtick.load(Ordering::Relaxed));
+        let held = || sched.ps().iter().filter_map(|p| Some((p, p.holder()?)));
+        let all_well = held().all(|(p, m)| is_own(m) || !p.mark.is(poll(p, m)));
+        if !all_well || !sched.watchdog.claim(due, now) {
+            return;
+        }
+        for (p, m) in held() {
+            p.mark.set(now, poll(p, m), sys::thread_cpu_ns(m.thread()));
+            if is_own(m) {
+                p.mark.begins();
+            } else {
+                p.attention.store(true, Ordering::Relaxed);
+            }
+        }
+        sched.watchdog.put_off(now);
     }
 
     /// Go's share of the global queue: as much as each P would get.
@@ -361,10 +415,11 @@ impl M {
                 return Idled::Again;
             }
         }
-        if list.gs.len() > 1 {
-            self.check.begin(self.tick.get(), sched.now());
+        let (tick, brought) = (self.tick.get(), list.gs.len());
+        if brought > 1 {
+            self.check.begin(tick, sched.now());
         }
-        self.check.asked(self.tick.get(), list.gs.len(), list.gs.len());
+        self.check.asked(tick, brought, brought);
         self.take_first(list, Local::push).map_or(Idled::Again, Idled::Found)
     }
 
@@ -461,6 +516,15 @@ impl M {
 }
 
 impl Sched {
+    /// Is there anything that sysmon alone sees to, beside Ms that are stuck?
+    fn needs_sysmon(&self) -> bool {
+        let refused = [&self.no_thread_for_p, &self.no_thread_for_closure, &self.worker_runs_closure];
+        self.stopping()
+            || self.netpoll.has_batons()
+            || !self.netpoll.foreign.is_empty()
+            || refused.iter().any(|refused| refused.load(Ordering::Relaxed))
+    }
+
     /// Queues a harvest for those who have a P. They look at the global queue once in a while only: what is due there does
     /// not wait behind the rest of it. Go's `injectglist`.
     pub(crate) fn inject(&self, list: &mut WakeList) {

@@ -24,6 +24,7 @@ use super::sync::Mutex;
 use super::task::{self, G, JoinHandle, OwnedTasks, TaskInfo};
 use super::timer::{Horizon, Notes, Timers};
 use super::wake_list::WakeList;
+use super::watchdog::{Mark, Watchdog};
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -93,6 +94,7 @@ pub(crate) struct Sched {
     /// The tasks and closures that are not done.
     pub(crate) owned: OwnedTasks,
     pub(crate) netpoll: Arc<Netpoll>,
+    pub(crate) watchdog: Watchdog,
     procs: u32,
     pub(crate) config: Config,
     stopping: AtomicBool,
@@ -140,6 +142,7 @@ pub(crate) struct P {
     pub(crate) schedtick: AtomicU32,
     /// Sysmon asks the M to look at the clock, the network and the timers before its next task.
     pub(crate) attention: AtomicBool,
+    pub(crate) mark: Mark,
     timers: Timers,
 }
 
@@ -217,7 +220,7 @@ fn current<R>(f: impl FnOnce(Option<&M>) -> R) -> R {
 
 impl Sched {
     pub(crate) fn new(procs: u32, config: Config) -> io::Result<Arc<Sched>> {
-        let netpoll = Arc::new(Netpoll::new()?);
+        let (netpoll, watchdog) = (Arc::new(Netpoll::new()?), Watchdog::new()?);
         Ok(Arc::new_cyclic(|this| Sched {
             this: this.clone(),
             number: sleep::register(this),
@@ -234,6 +237,7 @@ impl Sched {
             errands: Mutex::default(),
             owned: OwnedTasks::new(SHARDS * procs as usize),
             netpoll,
+            watchdog,
             procs,
             config,
             stopping: AtomicBool::new(false),
@@ -386,7 +390,13 @@ impl task::Schedule for Sched {
 
 impl P {
     fn new() -> P {
-        P { hold: Hold::new(), schedtick: AtomicU32::new(0), attention: AtomicBool::new(false), timers: Timers::new() }
+        P {
+            hold: Hold::new(),
+            schedtick: AtomicU32::new(0),
+            attention: AtomicBool::new(false),
+            mark: Mark::default(),
+            timers: Timers::new(),
+        }
     }
 
     /// The queues of the M that holds it.
@@ -445,7 +455,7 @@ impl M {
             retires: Cell::new(false),
             streak: Cell::new(0),
             tick: Cell::new(0),
-            check: find::Check::default(),
+            check: find::Check::new(),
             rng,
             list: RefCell::default(),
             spares: RefCell::default(),
@@ -495,6 +505,9 @@ impl M {
             return self.sched.wakep();
         };
         p.schedtick.store(tick, Ordering::Relaxed);
+        if self.check.may_vouch(tick) {
+            self.vouch(tick);
+        }
         let told = self.sched.config.on_stuck_task.is_some();
         if told {
             self.shared.set_running(Some(g.info()));

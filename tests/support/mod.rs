@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Condvar, Mutex};
@@ -77,4 +78,15 @@ impl Gate {
     pub fn wait(&self) {
         drop(self.1.wait_while(self.0.lock().unwrap(), |open| !*open).unwrap());
     }
+}
+
+/// How often that sysmon has looked, by how often it has waited, as the kernel counts.
+pub fn looks_of(sysmon: &str) -> u64 {
+    let mut tasks = std::fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path());
+    let read = |file: PathBuf| std::fs::read_to_string(file).unwrap_or_default();
+    // It has no name before it runs.
+    let thread = tasks.find(|task| read(task.join("comm")).trim_end() == sysmon);
+    let status = thread.map(|task| read(task.join("status"))).unwrap_or_default();
+    let waits = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    waits.map_or(0, |waits| waits.trim().parse().unwrap())
 }
