@@ -83,6 +83,9 @@ pub(crate) type Poll = (MId, u32);
 /// what is torn tells sysmon a little less.
 #[derive(Debug, Default)]
 pub(crate) struct Mark {
+    /// In which poll it was at the last glance, of which there are some between one vouching and the next: who has been in one
+    /// poll since then is not vouched for, though it was another when that was done last.
+    glance: AtomicU64,
     at: AtomicU64,
     /// In which poll it was; if it was that M's own, the one that was about to begin.
     poll: AtomicU64,
@@ -104,8 +107,11 @@ impl Mark {
         self.used.store(0, Ordering::Relaxed);
     }
 
-    pub(crate) fn is(&self, poll: Poll) -> bool {
-        self.poll.load(Ordering::Relaxed) == pack(poll)
+    /// Has it moved on since the last glance?
+    pub(crate) fn glance(&self, poll: Poll) -> bool {
+        let before = self.glance.load(Ordering::Relaxed);
+        self.glance.store(pack(poll), Ordering::Relaxed);
+        before != pack(poll)
     }
 
     /// The poll, the CPU time, and how much of it was used since, if the P was held at that time.

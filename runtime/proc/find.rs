@@ -30,7 +30,7 @@ const BACKLOG_NS: u64 = 1_000_000;
 /// How often an M looks whether sysmon's next look is to be put off, and after how many tasks at the latest: should they come
 /// more seldom of a sudden, sysmon looks meanwhile.
 const VOUCH_NS: u64 = 500_000;
-const VOUCH_TICKS: u64 = 64;
+const VOUCH_TICKS: u64 = 128;
 /// How long a thread beyond the Ps is kept without work.
 const KEEP: Duration = Duration::from_secs(10);
 
@@ -204,19 +204,19 @@ impl M {
     }
 
     /// Before a poll, now and then: puts sysmon's next look off, if there is nothing that it would see. That is so if every
-    /// other P's M is in another poll than when somebody did so last. What is seen of them is marked, in the place of that
+    /// other P's M has moved on since the last glance. What is seen of them is marked, in the place of that
     /// look, and they are asked to look around.
     #[cold]
     pub(super) fn vouch(&self, tick: u32) {
         let sched = &*self.sched;
         let now = sched.now();
         self.check.vouches(tick, now);
-        let Some(due) = sched.watchdog.due_soon(now).filter(|_| !sched.needs_sysmon()) else { return };
         let is_own = |m: &MShared| ptr::eq(m, &*self.shared);
         let poll = |p: &P, m: &MShared| (m.id, p.schedtick.load(Ordering::Relaxed));
         let held = || sched.ps().iter().filter_map(|p| Some((p, p.holder()?)));
-        let all_well = held().all(|(p, m)| is_own(m) || !p.mark.is(poll(p, m)));
-        if !all_well || !sched.watchdog.claim(due, now) {
+        let all_well = held().fold(true, |well, (p, m)| (is_own(m) || p.mark.glance(poll(p, m))) && well);
+        let Some(due) = sched.watchdog.due_soon(now) else { return };
+        if !all_well || sched.needs_sysmon() || !sched.watchdog.claim(due, now) {
             return;
         }
         for (p, m) in held() {
