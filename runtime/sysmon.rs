@@ -171,11 +171,11 @@ impl Sysmon<'_> {
     }
 
     fn look(&mut self) {
-        let (put_off, before) = self.sched.watchdog.last_put_off();
+        let put_off = self.sched.watchdog.last_put_off();
         let (now, keep_ps) = (self.sched.now(), self.sched.config.keep_ps);
         for (p, seen) in self.sched.ps().iter().zip(&mut self.seen) {
             if put_off > self.last {
-                seen.believe(&p.mark, &mut self.clocks, self.last, before, put_off);
+                seen.believe(&p.mark, &mut self.clocks, put_off);
             }
             seen.look(p, &mut self.clocks, self.last.max(put_off), now);
             seen.asleep = p.holder().is_some_and(|m| seen.is_asleep(m, keep_ps));
@@ -360,12 +360,6 @@ impl Clock {
         let (time, used) = (now.saturating_sub(self.at).max(1), cpu.saturating_sub(self.cpu));
         mem::replace(self, Clock { cpu, at: now, load: (used * 1000 / time).min(1000) })
     }
-
-    /// What of the CPU time that was used in so long a time is that of a poll which began in it. Where a thread uses all of its
-    /// time, that is half of it.
-    fn by_new_poll(&self, used: u64, window: u64) -> u64 {
-        used.saturating_sub(self.load * window / 2000).min(LATE_NS / 2)
-    }
 }
 
 fn clock_of(clocks: &mut Vec<Clock>, id: MId) -> &mut Clock {
@@ -375,18 +369,12 @@ fn clock_of(clocks: &mut Vec<Clock>, id: MId) -> &mut Clock {
 }
 
 impl Seen {
-    /// What an M saw when it vouched for all, in the place of an own look. Where that was the second time since the last one, the
-    /// poll is a new one, whatever its number.
-    fn believe(&mut self, mark: &Mark, clocks: &mut Vec<Clock>, last: u64, before: u64, at: u64) {
-        let Some(((id, tick), cpu, used)) = mark.get(at) else { return };
-        let clock = clock_of(clocks, id);
-        clock.go_on(cpu, at);
-        if (Some(id), tick) != (self.holder, self.tick) || before > last {
-            let window = at.saturating_sub(before);
-            let (holder, by_this_poll) = (Some(id), clock.by_new_poll(used.min(window), window));
-            let (since, since_cpu) = (at.saturating_sub(by_this_poll), cpu.saturating_sub(by_this_poll));
-            *self = Seen { holder, tick, cpu, since, since_cpu, still: at, last: holder, ..Seen::default() };
-        }
+    /// What an M saw when it vouched for all, in the place of an own look: a poll that had just begun, or was about to.
+    fn believe(&mut self, mark: &Mark, clocks: &mut Vec<Clock>, at: u64) {
+        let Some(((id, tick), cpu)) = mark.get(at) else { return };
+        clock_of(clocks, id).go_on(cpu, at);
+        let holder = Some(id);
+        *self = Seen { holder, tick, cpu, since: at, since_cpu: cpu, still: at, last: holder, ..Seen::default() };
     }
 
     /// Looks at a P, and asks its M to look around.
@@ -408,7 +396,8 @@ impl Seen {
         self.stuck = (self.tick, self.holder) == (before.tick, before.holder);
         self.works = used > if self.stuck { window / 4 } else { window / 2 };
         if !self.stuck {
-            let by_this_poll = clock.by_new_poll(used, window);
+            // Where it uses all of its time, that is half of it.
+            let by_this_poll = used.saturating_sub(clock.load * window / 2000).min(LATE_NS / 2);
             self.since_cpu = self.cpu - by_this_poll;
             self.since = middle.min(now - by_this_poll);
         }

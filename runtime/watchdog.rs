@@ -10,26 +10,37 @@ use std::time::Duration;
 
 /// How often sysmon looks while anything runs that nobody vouches for. Go starts at 20 us and slows down to 10 ms.
 pub(crate) const TICK_NS: u64 = 5_000_000;
-/// So long before it would go off it is put off: each time costs some microseconds.
+/// So long before the clock would go off the Ms begin to glance at each other, one of them each `GLANCE_NS`: a glance moves a
+/// cache line of each P, and to put the clock off takes some microseconds.
 const SOON_NS: u64 = 1_500_000;
+pub(crate) const GLANCE_NS: u64 = 500_000;
 
 #[derive(Debug)]
 pub(crate) struct Watchdog {
     /// A timerfd: a clock for which one thread waits, and which others put off.
     timer: OwnedFd,
-    /// When it goes off; `FIXED` where it is not to be put off.
+    /// When it goes off; `FIXED` where it is not to be put off. Relaxed, as `glanced`: they stand for themselves.
     due: AtomicU64,
-    /// When it was put off last, and the time before.
+    /// When somebody last glanced.
+    glanced: AtomicU64,
+    /// When it was put off last.
     put_off: AtomicU64,
-    before: AtomicU64,
 }
 
 const FIXED: u64 = 0;
 
+/// An M may glance at the others.
+pub(crate) struct Glance {
+    due: u64,
+    now: u64,
+    /// Somebody did so a moment ago: who is in another poll now has just begun it.
+    pub(crate) fresh: bool,
+}
+
 impl Watchdog {
     pub(crate) fn new() -> io::Result<Watchdog> {
-        let [due, put_off, before] = [const { AtomicU64::new(0) }; 3];
-        Ok(Watchdog { timer: sys::timerfd()?, due, put_off, before })
+        let [due, glanced, put_off] = [const { AtomicU64::new(0) }; 3];
+        Ok(Watchdog { timer: sys::timerfd()?, due, glanced, put_off })
     }
 
     /// For sysmon: it is to go off so long from now. If that is a whole tick, others may put it off.
@@ -49,64 +60,49 @@ impl Watchdog {
         sys::timerfd_set(self.timer.as_fd(), Duration::from_nanos(1));
     }
 
-    /// When it goes off, if that is soon.
-    pub(crate) fn due_soon(&self, now: u64) -> Option<u64> {
-        let due = self.due.load(Ordering::Relaxed);
-        (due != FIXED && due < now + SOON_NS).then_some(due)
+    /// Is it time for a glance? One M at a time is told so.
+    pub(crate) fn glance(&self, now: u64) -> Option<Glance> {
+        let (due, last) = (self.due.load(Ordering::Relaxed), self.glanced.load(Ordering::Relaxed));
+        let (since, soon) = (now.saturating_sub(last), due != FIXED && due < now + SOON_NS);
+        let mine = soon
+            && since >= GLANCE_NS
+            && self.glanced.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        mine.then_some(Glance { due, now, fresh: since <= SOON_NS })
     }
 
-    /// Of several Ms one may put it off.
-    pub(crate) fn claim(&self, due: u64, now: u64) -> bool {
-        self.due.compare_exchange(due, now + TICK_NS, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    /// The tick begins again, if sysmon has not begun another; where it does so in this very moment, the clock may go off later
+    /// than that says, but by a tick at most. `mark`: before anybody hears of it.
+    pub(crate) fn put_off(&self, glance: &Glance, mark: impl FnOnce(u64)) {
+        let (due, now) = (glance.due, glance.now);
+        if self.due.compare_exchange(due, now + TICK_NS, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            mark(now);
+            // Release pairs with the Acquire in `last_put_off`: with it come the marks.
+            self.put_off.store(now, Ordering::Release);
+            sys::timerfd_set(self.timer.as_fd(), Duration::from_nanos(TICK_NS));
+        }
     }
 
-    /// The tick begins again, with the marks set. Where sysmon sets the clock in this very moment, it may go off later than
-    /// that says, but by a tick at most.
-    pub(crate) fn put_off(&self, now: u64) {
-        self.before.store(self.put_off.load(Ordering::Relaxed), Ordering::Relaxed);
-        // Release pairs with the Acquire in `last_put_off`: with it come the marks.
-        self.put_off.store(now, Ordering::Release);
-        sys::timerfd_set(self.timer.as_fd(), Duration::from_nanos(TICK_NS));
-    }
-
-    /// When it was put off last, and when before that.
-    pub(crate) fn last_put_off(&self) -> (u64, u64) {
-        let last = self.put_off.load(Ordering::Acquire);
-        (last, self.before.load(Ordering::Relaxed))
+    pub(crate) fn last_put_off(&self) -> u64 {
+        self.put_off.load(Ordering::Acquire)
     }
 }
 
 /// A poll: of which M, and at which of its ticks.
 pub(crate) type Poll = (MId, u32);
 
-/// What an M saw of a P when it put the clock off. Relaxed, all of it: where that M was held up until another one did so,
-/// what is torn tells sysmon a little less.
+/// What Ms have seen of a P. Relaxed, all of it: where one that puts the clock off is held up until another one does, what is
+/// torn tells sysmon a little less.
 #[derive(Debug, Default)]
 pub(crate) struct Mark {
-    /// In which poll it was at the last glance, of which there are some between one vouching and the next: who has been in one
-    /// poll since then is not vouched for, though it was another when that was done last.
+    /// In which poll it was at the last glance.
     glance: AtomicU64,
+    /// When the clock was put off, in which poll it was then, and the CPU time of its M's thread.
     at: AtomicU64,
-    /// In which poll it was; if it was that M's own, the one that was about to begin.
     poll: AtomicU64,
-    /// The CPU time of its M's thread then, and how much of that was used since the P was last marked with that M.
     cpu: AtomicU64,
-    used: AtomicU64,
 }
 
 impl Mark {
-    pub(crate) fn set(&self, at: u64, poll: Poll, cpu: u64) {
-        let same_m = self.poll.load(Ordering::Relaxed) >> 32 == u64::from(poll.0);
-        let used = if same_m { cpu.saturating_sub(self.cpu.load(Ordering::Relaxed)) } else { 0 };
-        let all = [(&self.at, at), (&self.poll, pack(poll)), (&self.cpu, cpu), (&self.used, used)];
-        all.into_iter().for_each(|(field, to)| field.store(to, Ordering::Relaxed));
-    }
-
-    /// The poll has not begun: none of that was used by it.
-    pub(crate) fn begins(&self) {
-        self.used.store(0, Ordering::Relaxed);
-    }
-
     /// Has it moved on since the last glance?
     pub(crate) fn glance(&self, poll: Poll) -> bool {
         let before = self.glance.load(Ordering::Relaxed);
@@ -114,10 +110,15 @@ impl Mark {
         before != pack(poll)
     }
 
-    /// The poll, the CPU time, and how much of it was used since, if the P was held at that time.
-    pub(crate) fn get(&self, at: u64) -> Option<(Poll, u64, u64)> {
-        let [then, poll, cpu, used] = [&self.at, &self.poll, &self.cpu, &self.used].map(|v| v.load(Ordering::Relaxed));
-        (then == at).then_some((((poll >> 32) as MId, poll as u32), cpu, used))
+    pub(crate) fn set(&self, at: u64, poll: Poll, cpu: u64) {
+        let all = [(&self.at, at), (&self.poll, pack(poll)), (&self.cpu, cpu)];
+        all.into_iter().for_each(|(field, to)| field.store(to, Ordering::Relaxed));
+    }
+
+    /// The poll and the CPU time, if the P was held then.
+    pub(crate) fn get(&self, at: u64) -> Option<(Poll, u64)> {
+        let [then, poll, cpu] = [&self.at, &self.poll, &self.cpu].map(|v| v.load(Ordering::Relaxed));
+        (then == at).then_some((((poll >> 32) as MId, poll as u32), cpu))
     }
 }
 

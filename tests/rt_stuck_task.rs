@@ -74,7 +74,7 @@ fn blocked_task_is_told_of_beside_a_worker_that_is_well() {
             sleep(Duration::from_micros(500)).await;
         }
     });
-    for _ in 0..5 {
+    for _ in 0..40 {
         another(&rt, &told);
     }
     ticks.abort();

@@ -8,6 +8,7 @@ use crate::runtime::sys;
 use crate::runtime::task::{G, GList};
 use crate::runtime::timer::NEVER;
 use crate::runtime::wake_list::WakeList;
+use crate::runtime::watchdog::GLANCE_NS;
 use std::cell::Cell;
 use std::ptr;
 use std::sync::atomic::Ordering;
@@ -27,9 +28,8 @@ const PATIENCE_NS: u64 = 5_000_000;
 const STREAK: u32 = 3;
 /// A harvest wakes another M if it holds more work than this one does in so long a time.
 const BACKLOG_NS: u64 = 1_000_000;
-/// How often an M looks whether sysmon's next look is to be put off, and after how many tasks at the latest: should they come
-/// more seldom of a sudden, sysmon looks meanwhile.
-const VOUCH_NS: u64 = 500_000;
+/// After how many tasks at the latest an M looks whether sysmon's next look is to be put off: should they come more seldom of a
+/// sudden, sysmon looks meanwhile.
 const VOUCH_TICKS: u64 = 128;
 /// How long a thread beyond the Ps is kept without work.
 const KEEP: Duration = Duration::from_secs(10);
@@ -92,11 +92,11 @@ impl Check {
         has_come(self.vouch_at.get(), tick)
     }
 
-    /// The M looks whether to vouch. The next time is when as many tasks have run as do in `VOUCH_NS` now: a look at the clock
+    /// The M looks whether to vouch. The next time is when as many tasks have run as do in `GLANCE_NS` now: a look at the clock
     /// for each would be dear.
     fn vouches(&self, tick: u32, now: u64) {
         let (since, then) = self.vouched.replace((tick, now));
-        let ticks = u64::from(tick.wrapping_sub(since)) * VOUCH_NS / now.saturating_sub(then).max(1);
+        let ticks = u64::from(tick.wrapping_sub(since)) * GLANCE_NS / now.saturating_sub(then).max(1);
         self.vouch_at.set(tick.wrapping_add(ticks.clamp(1, VOUCH_TICKS) as u32));
     }
 
@@ -204,30 +204,25 @@ impl M {
     }
 
     /// Before a poll, now and then: puts sysmon's next look off, if there is nothing that it would see. That is so if every
-    /// other P's M has moved on since the last glance. What is seen of them is marked, in the place of that
-    /// look, and they are asked to look around.
+    /// other M with a P has moved on since a glance a moment ago. What is seen of them is marked, in the place of that look,
+    /// and they are asked to look around.
     #[cold]
     pub(super) fn vouch(&self, tick: u32) {
         let sched = &*self.sched;
         let now = sched.now();
         self.check.vouches(tick, now);
-        let is_own = |m: &MShared| ptr::eq(m, &*self.shared);
+        let Some(glance) = sched.watchdog.glance(now) else { return };
         let poll = |p: &P, m: &MShared| (m.id, p.schedtick.load(Ordering::Relaxed));
         let held = || sched.ps().iter().filter_map(|p| Some((p, p.holder()?)));
-        let all_well = held().fold(true, |well, (p, m)| (is_own(m) || p.mark.glance(poll(p, m))) && well);
-        let Some(due) = sched.watchdog.due_soon(now) else { return };
-        if !all_well || sched.needs_sysmon() || !sched.watchdog.claim(due, now) {
-            return;
+        let others = || held().filter(|(_, m)| !ptr::eq(*m, &*self.shared));
+        // At each of them, whatever is seen of the first.
+        let stays = others().filter(|(p, m)| !p.mark.glance(poll(p, m)) || !glance.fresh).count();
+        if stays == 0 && !sched.needs_sysmon() {
+            sched.watchdog.put_off(&glance, |now| {
+                held().for_each(|(p, m)| p.mark.set(now, poll(p, m), sys::thread_cpu_ns(m.thread())));
+                others().for_each(|(p, _)| p.attention.store(true, Ordering::Relaxed));
+            });
         }
-        for (p, m) in held() {
-            p.mark.set(now, poll(p, m), sys::thread_cpu_ns(m.thread()));
-            if is_own(m) {
-                p.mark.begins();
-            } else {
-                p.attention.store(true, Ordering::Relaxed);
-            }
-        }
-        sched.watchdog.put_off(now);
     }
 
     /// Go's share of the global queue: as much as each P would get.
