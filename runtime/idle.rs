@@ -18,15 +18,14 @@
 //! An M becomes visible as idle (in `ms`, or as `poller`) under the same lock as its P does. Go lets them be a moment
 //! apart, and starts a thread for a P whose M is about to park.
 
-use super::park::Parker;
 use super::sync::{AtomicU32, Mutex, Ordering, fence, fence_unless};
 
 /// The word's fields. Idle Ps in the upper half: changed under the lock only.
 const IDLE: u32 = 1 << 16;
-/// Sysmon sleeps deeply: who makes a P busy wakes it.
-const DEEP: u32 = 1 << 15;
+/// Sysmon dozes: its clock stands until somebody who makes a P busy starts it.
+const DOZES: u32 = 1 << 15;
 const SPINNING: u32 = 1;
-const SPINNING_MASK: u32 = DEEP - 1;
+const SPINNING_MASK: u32 = DOZES - 1;
 
 /// An M's place in the runtime's table.
 pub(crate) type MId = u32;
@@ -38,8 +37,6 @@ pub(crate) struct Idle {
     word: AtomicU32,
     lists: Mutex<Lists>,
     procs: u32,
-    /// Where sysmon sleeps deeply.
-    sysmon: Parker,
 }
 
 #[derive(Debug)]
@@ -100,7 +97,7 @@ impl Idle {
     pub(crate) fn new(procs: u32) -> Self {
         // LIFO: the lowest first.
         let lists = Lists { ps: (0..procs).rev().collect(), ms: Vec::new(), poller: None, stopping: false };
-        Idle { word: AtomicU32::new(procs * IDLE), lists: Mutex::new(lists), procs, sysmon: Parker::new() }
+        Idle { word: AtomicU32::new(procs * IDLE), lists: Mutex::new(lists), procs }
     }
 
     /// An M gives its P up for want of work. The caller looks for work once more after this, and `retract`s if it
@@ -269,34 +266,26 @@ impl Idle {
         std::mem::take(&mut lists.ms)
     }
 
-    /// Sysmon's deep sleep, until a P is busy. False: one is, or nobody polls.
-    pub(crate) fn sleep_until_busy(&self) -> bool {
+    /// Sysmon asks whether it may doze until a P is busy: not if one is, or nobody polls.
+    pub(crate) fn doze(&self) -> bool {
         let idle = self.procs * IDLE;
-        let sleeps = {
-            // The poller takes its leave under this lock; either it takes a P with it, or it `wake`s somebody, which does.
-            let lists = self.lists.lock();
-            let polled = lists.poller.is_some() || cfg!(gopark_mutant = "idle_deep_no_poller");
-            polled && self.word.compare_exchange(idle, idle | DEEP, Ordering::Relaxed, Ordering::Relaxed).is_ok()
-        };
-        if sleeps {
-            self.sysmon.park();
-        }
-        sleeps
+        // The poller takes its leave under this lock; either it takes a P with it, or it `wake`s somebody, which does.
+        let lists = self.lists.lock();
+        let polled = lists.poller.is_some() || cfg!(gopark_mutant = "idle_doze_no_poller");
+        polled && self.word.compare_exchange(idle, idle | DOZES, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
-    /// Ends sysmon's deep sleep, now or next time.
-    pub(crate) fn wake_sysmon(&self) {
-        self.sysmon.unpark();
+    /// For whoever has been given a P. True: sysmon dozes, and the caller, one alone, starts its clock.
+    pub(crate) fn rouse(&self) -> bool {
+        // Relaxed: it took the P out of the same word, after sysmon had found it there.
+        self.word.load(Ordering::Relaxed) & DOZES != 0
+            && self.word.fetch_and(!DOZES, Ordering::Relaxed) & DOZES != 0
     }
 
     /// Takes an idle P, and `spinning` places among the spinning with it.
     fn take(&self, lists: &mut Lists, spinning: u32) -> Option<PId> {
         let p = lists.ps.pop()?;
-        if self.word.fetch_sub(IDLE - spinning, Ordering::Relaxed) & DEEP != 0 {
-            self.word.fetch_and(!DEEP, Ordering::Relaxed);
-            // One system call, under the lock, at the end of a deep sleep.
-            self.sysmon.unpark();
-        }
+        self.word.fetch_sub(IDLE - spinning, Ordering::Relaxed);
         Some(p)
     }
 }

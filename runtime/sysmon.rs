@@ -27,8 +27,6 @@ const LONG_NS: u64 = 100_000_000;
 /// While every P is busy it looks when the first of them may have to be taken, but no more often than this; and so soon after
 /// it has seen an M in a new poll, while others wait and a P is idle.
 const CLOSE_TICK_NS: u64 = 500_000;
-/// After so many looks at an idle machine it sleeps until a P is busy.
-const QUIET: u32 = 10;
 /// So long the network may go without a poll. Go's number.
 const POLL_NS: u64 = 10_000_000;
 /// So long a task may block its thread in one poll while others wait.
@@ -127,23 +125,10 @@ impl Sched {
             end: End::default(),
             reports,
         };
-        let mut quiet = 0;
         while !self.have_ended_within(sysmon.nap()) {
-            if quiet >= QUIET && !self.stopping() {
-                quiet = 0;
-                if self.idle.sleep_until_busy() {
-                    sysmon.last = self.now();
-                    continue;
-                }
-            }
-            // Without a poller, all Ms are stuck in polls that gave their Ps away.
-            let idle = self.idle.idle_ps() as usize == self.ps().len() && self.idle.has_poller();
-            quiet = if idle { quiet + 1 } else { 0 };
             sysmon.look();
             sysmon.try_again();
-            if !idle {
-                sysmon.poll_network();
-            }
+            sysmon.poll_network();
             if self.stopping() {
                 sysmon.help_to_end();
             } else {

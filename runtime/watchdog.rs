@@ -76,10 +76,16 @@ impl Watchdog {
         let (due, now) = (glance.due, glance.now);
         if self.due.compare_exchange(due, now + TICK_NS, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
             mark(now);
-            // Release pairs with the Acquire in `last_put_off`: with it come the marks.
-            self.put_off.store(now, Ordering::Release);
-            sys::timerfd_set(self.timer.as_fd(), Duration::from_nanos(TICK_NS));
+            self.start(now);
         }
+    }
+
+    /// The same where every P was idle until now.
+    pub(crate) fn start(&self, now: u64) {
+        self.due.store(now + TICK_NS, Ordering::Relaxed);
+        // Release pairs with the Acquire in `last_put_off`: with it come the marks.
+        self.put_off.store(now, Ordering::Release);
+        sys::timerfd_set(self.timer.as_fd(), Duration::from_nanos(TICK_NS));
     }
 
     pub(crate) fn last_put_off(&self) -> u64 {

@@ -16,8 +16,9 @@
 //! | `idle_give_no_fence` | `work_is_seen_by_who_gives_its_p_away_or_wakes_somebody` |
 //! | `idle_wake_given_twice` | `a_second_wake_does_not_give_the_poller_a_second_p` |
 //! | `idle_wake_poller_at_job` | `the_poller_is_chosen_for_one_thing` |
-//! | `idle_deep_no_poller` | `sysmon_does_not_sleep_while_nobody_polls` |
+//! | `idle_doze_no_poller` | `sysmon_does_not_doze_while_nobody_polls` |
 
+use super::super::park::Parker;
 use super::*;
 use Ordering::Relaxed;
 use loom::thread::{self, JoinHandle};
@@ -30,11 +31,19 @@ struct World {
     idle: Idle,
     /// Tasks in the global queue.
     work: AtomicU32,
+    /// Sysmon's clock, started or not.
+    clock: Parker,
+}
+
+impl Default for World {
+    fn default() -> World {
+        World { idle: Idle::new(2), work: AtomicU32::new(0), clock: Parker::new() }
+    }
 }
 
 impl World {
     fn new() -> Arc<World> {
-        Arc::new(World { idle: Idle::new(2), work: AtomicU32::new(0) })
+        Arc::new(World::default())
     }
 
     /// `Sched::ready` on a thread outside.
@@ -54,6 +63,20 @@ impl World {
         again.ok_or(role)
     }
 
+    /// Sysmon, where it waits for its clock.
+    fn nap(&self) {
+        if self.idle.doze() {
+            self.clock.park();
+        }
+    }
+
+    /// `M::take_p`.
+    fn take_p(&self) {
+        if self.idle.rouse() {
+            self.clock.unpark();
+        }
+    }
+
     /// What an M does that was woken, and finds nothing: so its P and its place among the spinning were real.
     fn woken(&self, wakeup: Option<Wakeup>) {
         let p = match wakeup {
@@ -64,6 +87,7 @@ impl World {
             },
             Some(Wakeup::Unpark(_, p) | Wakeup::Start(p)) => p,
         };
+        self.take_p();
         self.idle_again(p, true);
     }
 
@@ -357,14 +381,15 @@ fn a_thread_that_cannot_be_started_hides_no_work() {
     });
 }
 
-/// Sysmon goes into its deep sleep while a P is taken: it does not sleep, or it is woken (a sleep for ever is a deadlock,
-/// which loom reports).
+/// Sysmon begins to doze while a P is taken: it does not, or its clock is started (to doze for ever is a deadlock, which loom
+/// reports).
 #[test]
-fn who_takes_a_p_ends_sysmons_deep_sleep() {
+fn who_takes_a_p_starts_sysmons_clock() {
     loom::model(|| {
         let world = World::polled();
-        let sysmon = with(&world, |world| world.idle.sleep_until_busy());
+        let sysmon = with(&world, World::nap);
         let p = world.idle.acquire().unwrap();
+        world.take_p();
         sysmon.join().unwrap();
         world.idle_again(p, false);
         world.check();
@@ -373,7 +398,7 @@ fn who_takes_a_p_ends_sysmons_deep_sleep() {
 
 /// The same for a P that is taken, given back, and taken by a wake.
 #[test]
-fn each_deep_sleep_of_sysmon_ends() {
+fn each_doze_of_sysmon_ends() {
     bounded(4, || {
         let world = World::polled();
         let stopping = Arc::new(AtomicU32::new(0));
@@ -383,31 +408,33 @@ fn each_deep_sleep_of_sysmon_ends() {
                 if stopping.load(Relaxed) == 1 {
                     break;
                 }
-                world.idle.sleep_until_busy();
+                world.nap();
             }
         });
         let p = world.idle.acquire().unwrap();
+        world.take_p();
         world.idle.give(p);
         let wakeup = world.submit();
         assert!(wakeup.is_some());
         world.woken(wakeup);
-        // The runtime ends; else the next sleep might go on, rightly.
+        // The runtime ends; else it might doze on, rightly.
         stop.store(1, Relaxed);
-        world.idle.wake_sysmon();
+        world.clock.unpark();
         sysmon.join().unwrap();
-        assert_eq!(world.idle.word.load(Relaxed) & !DEEP, 2 * IDLE);
+        assert_eq!(world.idle.word.load(Relaxed) & !DOZES, 2 * IDLE);
     });
 }
 
 /// The poller is given a P, finds that its task blocks, and gives the P up again; no thread can be started in its place.
-/// Nobody polls then but sysmon, which must not sleep.
+/// Nobody polls then but sysmon, which must not doze.
 #[test]
-fn sysmon_does_not_sleep_while_nobody_polls() {
+fn sysmon_does_not_doze_while_nobody_polls() {
     loom::model(|| {
         let world = World::polled();
-        let sysmon = with(&world, |world| world.idle.sleep_until_busy());
+        let sysmon = with(&world, World::nap);
         assert_eq!(world.submit(), Some(Wakeup::Break));
         let Back::Spinning(p) = world.idle.poller_back() else { panic!("the P that was given is lost") };
+        world.take_p();
         world.idle.stop_spinning();
         world.idle.give(p);
         sysmon.join().unwrap();
@@ -482,7 +509,7 @@ impl Machine {
     }
 
     fn m(&self, m: MId, mut role: Role) {
-        let World { idle, work } = &self.world;
+        let World { idle, work, .. } = &self.world;
         loop {
             let (mut p, mut spinning) = match role {
                 Role::Exit => return,
@@ -533,7 +560,7 @@ impl Machine {
 fn a_machine_runs_what_is_submitted_and_stops() {
     bounded(2, || {
         let machine = Machine {
-            world: World { idle: Idle::new(2), work: AtomicU32::new(0) },
+            world: World::default(),
             parkers: [Parker::new(), Parker::new()],
             orders: [AtomicU32::new(EXIT), AtomicU32::new(EXIT)],
             network: Parker::new(),

@@ -28,7 +28,7 @@ impl Sched {
             self.order(m, Orders::Exit);
         }
         self.netpoll.netpoll_break();
-        self.idle.wake_sysmon();
+        self.watchdog.ring();
     }
 
     /// For sysmon, at the end: has a thread drop what no M comes to drop. Not the caller of `stop`, nor an M in the middle
@@ -97,9 +97,12 @@ impl Sched {
         }
     }
 
-    /// For sysmon: a nap with a time limit, not a safety net. True: all threads have ended.
+    /// For sysmon: a nap with a time limit, not a safety net; or until a P is busy, if all are idle. True: all threads have
+    /// ended.
     pub(crate) fn have_ended_within(&self, time: u64) -> bool {
-        self.watchdog.set(self.now(), time);
+        if self.needs_sysmon() || !self.idle.doze() {
+            self.watchdog.set(self.now(), time);
+        }
         // Whoever comes after this look rings, and the clock is set already.
         let ended = || self.threads.lock().ended;
         ended() || {

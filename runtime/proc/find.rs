@@ -512,7 +512,7 @@ impl M {
 
 impl Sched {
     /// Is there anything that sysmon alone sees to, beside Ms that are stuck?
-    fn needs_sysmon(&self) -> bool {
+    pub(super) fn needs_sysmon(&self) -> bool {
         let refused = [&self.no_thread_for_p, &self.no_thread_for_closure, &self.worker_runs_closure];
         self.stopping()
             || self.netpoll.has_batons()

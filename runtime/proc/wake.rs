@@ -76,6 +76,7 @@ impl Sched {
                 let started = if refused { Err(None) } else { self.start_m(Orders::Run(p)).map_err(Some) };
                 let Err(error) = started else { return };
                 self.no_thread_for_p.store(true, Ordering::Relaxed);
+                self.rouse_sysmon();
                 // A refusal (EAGAIN) leaves the P idle and the work where it is: the Ms there are come to it, a later
                 // wake tries again, and so does sysmon if nobody runs (trap S5).
                 if self.idle.unstart(p) && self.anything_waiting() {
@@ -85,6 +86,13 @@ impl Sched {
                     self.tell_refusal(&error);
                 }
             }
+        }
+    }
+
+    /// The first P is busy, or was to be.
+    fn rouse_sysmon(&self) {
+        if self.idle.rouse() {
+            self.watchdog.start(self.now());
         }
     }
 
@@ -281,6 +289,7 @@ impl M {
         self.p.set(Some(p));
         self.spinning.set(spinning);
         self.sched.ps[p as usize].hold.give(&self.shared);
+        self.sched.rouse_sysmon();
     }
 
     /// Go's `releasep`. False: sysmon has taken the P.
