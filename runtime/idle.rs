@@ -278,8 +278,7 @@ impl Idle {
     /// For whoever has been given a P. True: sysmon dozes, and the caller, one alone, starts its clock.
     pub(crate) fn rouse(&self) -> bool {
         // Relaxed: it took the P out of the same word, after sysmon had found it there.
-        self.word.load(Ordering::Relaxed) & DOZES != 0
-            && self.word.fetch_and(!DOZES, Ordering::Relaxed) & DOZES != 0
+        self.word.load(Ordering::Relaxed) & DOZES != 0 && self.word.fetch_and(!DOZES, Ordering::Relaxed) & DOZES != 0
     }
 
     /// Takes an idle P, and `spinning` places among the spinning with it.

@@ -8,27 +8,15 @@ use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Barrier, Mutex};
 use std::task::Poll;
 use std::thread;
-use support::{child, is_child, watchdog};
+use support::{child, is_child, stuck, watchdog};
 
 fn runtime(workers: usize) -> Runtime {
     // A worker that a test occupies stays so.
     Builder::new().workers(workers).retake(false).build().unwrap()
-}
-
-/// A task that holds a worker until the sender goes.
-fn stuck(rt: &Runtime) -> Sender<()> {
-    let (release, wait) = channel();
-    let (begun_tx, begun) = channel();
-    drop(rt.spawn(async move {
-        begun_tx.send(()).unwrap();
-        let _ = wait.recv();
-    }));
-    begun.recv().unwrap();
-    release
 }
 
 #[track_caller]

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Poll, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
-use support::{child, is_child, watchdog};
+use support::{child, is_child, stuck, watchdog};
 
 fn runtime(workers: usize) -> Runtime {
     Builder::new().workers(workers).build().unwrap()
@@ -24,18 +24,6 @@ impl Drop for Counted {
     fn drop(&mut self) {
         self.0.fetch_add(1, SeqCst);
     }
-}
-
-/// A task that holds a worker until the sender goes.
-fn stuck(rt: &Runtime) -> Sender<()> {
-    let (release, wait) = channel();
-    let (begun_tx, begun) = channel();
-    drop(rt.spawn(async move {
-        begun_tx.send(()).unwrap();
-        let _ = wait.recv();
-    }));
-    begun.recv().unwrap();
-    release
 }
 
 /// Tasks that were never polled, that yield for ever, that are parked for ever, that sleep, and that wait for each

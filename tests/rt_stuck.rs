@@ -17,7 +17,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Barrier, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
-use support::{Gate, watchdog};
+use support::{Gate, no_more_than, watchdog};
 
 fn runtime(workers: usize) -> Runtime {
     Builder::new().workers(workers).build().unwrap()
@@ -175,23 +175,6 @@ fn stuck_thread_and_nothing_that_waits() {
     // Twenty times as long as it would be left with its P, if anything waited.
     rt.run(async { thread::sleep(Duration::from_millis(150)) });
     assert_eq!(threads.load(SeqCst), 1);
-}
-
-/// As many tasks as there are workers run at the same time, and no more.
-fn no_more_than(rt: &Runtime, workers: usize) {
-    let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    let tasks: Vec<_> = (0..20)
-        .map(|_| {
-            let (now, most) = (now.clone(), most.clone());
-            rt.spawn(async move {
-                most.fetch_max(now.fetch_add(1, SeqCst) + 1, SeqCst);
-                thread::yield_now();
-                now.fetch_sub(1, SeqCst);
-            })
-        })
-        .collect();
-    rt.block_on(join_all(tasks)).into_iter().for_each(Result::unwrap);
-    assert!(most.load(SeqCst) <= workers);
 }
 
 /// What a stuck task does after its thread has lost the P goes the global way, and is all right.

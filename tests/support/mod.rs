@@ -1,11 +1,13 @@
 //! What several test files need.
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
+use gopark::Runtime;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 /// A deadline for a test that may hang. Dropped in time, it does nothing.
@@ -89,4 +91,34 @@ pub fn looks_of(sysmon: &str) -> u64 {
     let status = thread.map(|task| read(task.join("status"))).unwrap_or_default();
     let waits = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
     waits.map_or(0, |waits| waits.trim().parse().unwrap())
+}
+
+/// A task that holds a worker until the sender goes. It counts as spawned by the caller.
+#[track_caller]
+pub fn stuck(rt: &Runtime) -> Sender<()> {
+    let (release, wait) = channel();
+    let (begun_tx, begun) = channel();
+    drop(rt.spawn(async move {
+        begun_tx.send(()).unwrap();
+        let _ = wait.recv();
+    }));
+    begun.recv().unwrap();
+    release
+}
+
+/// As many tasks as there are workers run at the same time, and no more.
+pub fn no_more_than(rt: &Runtime, workers: usize) {
+    let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let tasks: Vec<_> = (0..100)
+        .map(|_| {
+            let (now, most) = (now.clone(), most.clone());
+            rt.spawn(async move {
+                most.fetch_max(now.fetch_add(1, SeqCst) + 1, SeqCst);
+                std::thread::yield_now();
+                now.fetch_sub(1, SeqCst);
+            })
+        })
+        .collect();
+    tasks.into_iter().for_each(|task| rt.block_on(task).unwrap());
+    assert!(most.load(SeqCst) <= workers);
 }

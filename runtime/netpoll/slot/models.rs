@@ -112,6 +112,20 @@ impl Socket {
         self.poll(&mut op.ticket, &op.waker)
     }
 
+    /// A new operation, polled once.
+    fn begin(&self) -> (Poll<Result<(), Shut>>, Op) {
+        let mut op = Op::new();
+        (self.poll_op(&mut op), op)
+    }
+
+    /// If it waits, it was woken, and then is done.
+    fn settle(&self, (polled, mut op): (Poll<Result<(), Shut>>, Op)) {
+        if polled.is_pending() {
+            assert!(op.woken());
+            assert_eq!(self.poll_op(&mut op), DONE);
+        }
+    }
+
     /// Queues an operation that waits already when the model begins.
     fn waiting(&self) -> Op {
         let mut op = Op::new();
@@ -165,36 +179,19 @@ fn bounded(preemptions: usize, f: impl Fn() + Sync + Send + 'static) {
 
 const DONE: Poll<Result<(), Shut>> = Poll::Ready(Ok(()));
 
-/// The waiter is woken, or sees the news; and whoever sees it sees the byte.
+/// The waiter is woken, or sees the news; and whoever sees it sees the byte. From `Start::Try` the operation's own system call
+/// may come first.
 #[test]
 fn an_edge_and_an_arm_do_not_miss_each_other() {
-    loom::model(|| {
-        let socket = Socket::new(Start::Nil, 0);
-        let kernel = with(&socket, |socket| socket.arrive(1));
-        let mut op = Op::new();
-        let polled = socket.poll_op(&mut op);
-        kernel.join().unwrap();
-        if polled.is_pending() {
-            assert!(op.woken());
-            assert_eq!(socket.poll_op(&mut op), DONE);
-        }
-    });
-}
-
-/// The same from `Start::Try`, where the operation's own system call may come first.
-#[test]
-fn an_edge_and_a_first_try_do_not_miss_each_other() {
-    loom::model(|| {
-        let socket = Socket::new(Start::Try, 0);
-        let kernel = with(&socket, |socket| socket.arrive(1));
-        let mut op = Op::new();
-        let polled = socket.poll_op(&mut op);
-        kernel.join().unwrap();
-        if polled.is_pending() {
-            assert!(op.woken());
-            assert_eq!(socket.poll_op(&mut op), DONE);
-        }
-    });
+    for start in [Start::Nil, Start::Try] {
+        loom::model(move || {
+            let socket = Socket::new(start, 0);
+            let kernel = with(&socket, |socket| socket.arrive(1));
+            let op = socket.begin();
+            kernel.join().unwrap();
+            socket.settle(op);
+        });
+    }
 }
 
 /// Of two operations one finds READY taken; it waits, and what the other leaves wakes it. No edge ever comes.
@@ -202,18 +199,9 @@ fn an_edge_and_a_first_try_do_not_miss_each_other() {
 fn what_one_operation_leaves_wakes_the_other() {
     loom::model(|| {
         let socket = Socket::new(Start::Try, 2);
-        let other = with(&socket, |socket| {
-            let mut op = Op::new();
-            (socket.poll_op(&mut op), op)
-        });
-        let mut op = Op::new();
-        let polled = socket.poll_op(&mut op);
-        for (polled, mut op) in [other.join().unwrap(), (polled, op)] {
-            if polled.is_pending() {
-                assert!(op.woken());
-                assert_eq!(socket.poll_op(&mut op), DONE);
-            }
-        }
+        let other = with(&socket, Socket::begin);
+        let op = socket.begin();
+        [other.join().unwrap(), op].map(|op| socket.settle(op));
     });
 }
 
@@ -223,19 +211,10 @@ fn an_edge_during_a_read_wakes_who_waits() {
     bounded(3, || {
         let socket = Socket::new(Start::Try, 1);
         let kernel = with(&socket, |socket| socket.arrive(1));
-        let other = with(&socket, |socket| {
-            let mut op = Op::new();
-            (socket.poll_op(&mut op), op)
-        });
-        let mut op = Op::new();
-        let polled = socket.poll_op(&mut op);
+        let other = with(&socket, Socket::begin);
+        let op = socket.begin();
         kernel.join().unwrap();
-        for (polled, mut op) in [other.join().unwrap(), (polled, op)] {
-            if polled.is_pending() {
-                assert!(op.woken());
-                assert_eq!(socket.poll_op(&mut op), DONE);
-            }
-        }
+        [other.join().unwrap(), op].map(|op| socket.settle(op));
     });
 }
 
@@ -261,14 +240,10 @@ fn the_turn_of_a_waiter_that_is_dropped_reaches_one_that_comes_to_wait() {
         let first = socket.waiting();
         let kernel = with(&socket, |socket| socket.arrive(1));
         let dropper = with(&socket, move |socket| socket.drop_op(first));
-        let mut second = Op::new();
-        let polled = socket.poll_op(&mut second);
+        let second = socket.begin();
         kernel.join().unwrap();
         dropper.join().unwrap();
-        if polled.is_pending() {
-            assert!(second.woken());
-            assert_eq!(socket.poll_op(&mut second), DONE);
-        }
+        socket.settle(second);
     });
 }
 
@@ -282,8 +257,7 @@ fn the_turn_of_a_waiter_that_is_not_polled_again_goes_to_the_next() {
         socket.arrive(2);
         assert!(first.woken() && !second.woken());
         let idle = with(&socket, Socket::pass_batons);
-        let mut third = Op::new();
-        let polled = socket.poll_op(&mut third);
+        let (polled, _third) = socket.begin();
         idle.join().unwrap();
         socket.pass_batons();
         assert_eq!(polled, DONE);
