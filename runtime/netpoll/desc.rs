@@ -9,7 +9,6 @@ use crate::runtime::sync::Mutex;
 use crate::runtime::timer::Timers;
 use crate::runtime::wake_list::{SlotId, WakeList};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 /// The name of a descriptor in one generation is that of its read slot: what epoll carries in its 64 bits. All of it is
 /// compared (trap P2).
@@ -36,56 +35,45 @@ pub(crate) enum Side {
 /// There are fewer descriptors. The last numbers name no slot: epoll.rs has one for the break.
 pub(crate) const MAX_INDEX: u32 = u32::MAX / 4;
 
-/// What the netpoller knows of one open descriptor.
+/// What the netpoller knows of one open descriptor. The generation in use stands in the slots' words; it changes under the
+/// table's lock only.
 ///
 /// Four cache lines; an edge for readers touches the first alone, a write for which there is room the second.
 #[derive(Debug)]
-#[repr(C, align(64))]
+#[repr(C)]
 pub(crate) struct PollDesc {
-    read: Slot,
-    /// The generation in use; changed under the table's lock only.
-    fdseq: AtomicU32,
-    /// For writing, and the lock.
-    write: [Slot; 2],
+    /// One for each [`Side`].
+    slots: [Slot; 3],
     /// For reading; for writing, and the wait for the lock.
     deadlines: [Deadline; 2],
 }
 
 impl PollDesc {
     fn new(index: u32) -> Self {
-        let slot = |side| Slot::new(index * 4 + side as u32);
-        PollDesc {
-            read: slot(Side::Read),
-            fdseq: AtomicU32::new(0),
-            write: [slot(Side::Write), slot(Side::WriteLock)],
-            deadlines: [Deadline::new(), Deadline::new()],
-        }
-    }
-
-    fn slots(&self) -> [&Slot; 3] {
-        [&self.read, &self.write[0], &self.write[1]]
+        let slots = [Side::Read, Side::Write, Side::WriteLock].map(|side| Slot::new(index * 4 + side as u32));
+        PollDesc { slots, deadlines: [Deadline::new(), Deadline::new()] }
     }
 
     #[inline]
     pub(crate) fn slot(&self, side: Side) -> &Slot {
-        match side {
-            Side::Read => &self.read,
-            Side::Write => &self.write[0],
-            Side::WriteLock => &self.write[1],
-        }
+        &self.slots[side as usize]
+    }
+
+    fn id(&self) -> SlotId {
+        self.slot(Side::Read).id()
     }
 
     /// A direction's deadline, and what refuses operations once it has passed.
     #[inline]
     pub(crate) fn deadline(&self, side: Side) -> (&Deadline, &[Slot]) {
         match side {
-            Side::Read => (&self.deadlines[0], std::slice::from_ref(&self.read)),
-            Side::Write | Side::WriteLock => (&self.deadlines[1], &self.write),
+            Side::Read => (&self.deadlines[0], &self.slots[..1]),
+            Side::Write | Side::WriteLock => (&self.deadlines[1], &self.slots[1..]),
         }
     }
 
     pub(crate) fn shut(&self, fdseq: u32, how: Shut, list: &mut WakeList) {
-        self.slots().into_iter().for_each(|slot| slot.shut(fdseq, how, list));
+        self.slots.iter().for_each(|slot| slot.shut(fdseq, how, list));
     }
 }
 
@@ -123,7 +111,7 @@ impl Table {
     }
 
     pub(crate) fn slot(&self, id: SlotId) -> Option<&Slot> {
-        Some(self.get(id.slot / 4)?.slots()[id.slot as usize % 4])
+        Some(&self.get(id.slot / 4)?.slots[id.slot as usize % 4])
     }
 
     /// Takes a descriptor into use, and names it. `None`: the runtime is gone.
@@ -141,11 +129,10 @@ impl Table {
         let (block, offset) = place(index);
         let indices = || first(block as u32)..first(block as u32 + 1);
         let desc = &self.blocks[block].get_or_init(|| indices().map(PollDesc::new).collect())[offset];
-        let fdseq = desc.fdseq.load(Ordering::Relaxed);
-        for (slot, start) in desc.slots().into_iter().zip([start, start, Start::Try]) {
-            slot.open(fdseq, start);
+        for (slot, start) in desc.slots.iter().zip([start, start, Start::Try]) {
+            slot.open(slot.id().fdseq, start);
         }
-        Some(desc.read.id())
+        Some(desc.id())
     }
 
     /// Ends a generation. The caller has taken the descriptor out of the kernel's set, and nobody waits on it.
@@ -153,8 +140,7 @@ impl Table {
         let Some(desc) = self.get(id.slot / 4) else { return };
         let mut alloc = self.alloc.lock();
         // Under the lock, so that `shut_all` meets either this generation, still whole, or none.
-        desc.fdseq.store(id.fdseq.wrapping_add(1), Ordering::Relaxed);
-        desc.slots().into_iter().for_each(|slot| slot.retire(list));
+        desc.slots.iter().for_each(|slot| slot.retire(list));
         desc.deadlines.iter().for_each(|deadline| deadline.retire(timers));
         alloc.free.push(id.slot / 4);
     }
@@ -165,7 +151,7 @@ impl Table {
         alloc.shut = true;
         for index in 0..alloc.used {
             if let Some(desc) = self.get(index) {
-                desc.shut(desc.fdseq.load(Ordering::Relaxed), Shut::Gone, list);
+                desc.shut(desc.id().fdseq, Shut::Gone, list);
             }
         }
     }
@@ -225,10 +211,10 @@ mod tests {
         assert_ne!(new.fdseq, old.fdseq);
         let desc = table.get(new.slot / 4).unwrap();
         assert_eq!(std::ptr::from_ref(desc), address);
-        desc.read.edge(old.fdseq, true, &mut list);
-        assert_eq!(desc.read.ready(), Ok(false));
-        desc.read.edge(new.fdseq, true, &mut list);
-        assert_eq!(desc.read.ready(), Ok(true));
+        desc.slot(Side::Read).edge(old.fdseq, true, &mut list);
+        assert_eq!(desc.slot(Side::Read).ready(), Ok(false));
+        desc.slot(Side::Read).edge(new.fdseq, true, &mut list);
+        assert_eq!(desc.slot(Side::Read).ready(), Ok(true));
     }
 
     /// Trap P10: nothing is taken into use once everybody was woken.

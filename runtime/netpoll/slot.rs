@@ -119,9 +119,9 @@ struct Waiters {
     tickets: Ticket,
 }
 
-/// One direction of one descriptor. The word comes first: see `PollDesc`.
+/// One direction of one descriptor, in a cache line of its own.
 #[derive(Debug)]
-#[repr(C)]
+#[repr(align(64))]
 pub(crate) struct Slot {
     word: AtomicU64,
     waiters: UnsafeCell<Waiters>,
