@@ -104,14 +104,14 @@ impl Table {
         Table { blocks: [const { OnceLock::new() }; BLOCKS], alloc }
     }
 
-    /// The descriptor with this index, if there has ever been one.
-    pub(crate) fn get(&self, index: u32) -> Option<&PollDesc> {
-        let (block, offset) = place(index);
-        self.blocks.get(block)?.get()?.get(offset)
+    /// The descriptor that one of its slots names, in use or not.
+    pub(crate) fn desc(&self, id: SlotId) -> &PollDesc {
+        let (block, offset) = place(id.slot / 4);
+        &self.blocks[block].get().expect("what has a name exists")[offset]
     }
 
-    pub(crate) fn slot(&self, id: SlotId) -> Option<&Slot> {
-        Some(&self.get(id.slot / 4)?.slots[id.slot as usize % 4])
+    pub(crate) fn slot(&self, id: SlotId) -> &Slot {
+        &self.desc(id).slots[id.slot as usize % 4]
     }
 
     /// Takes a descriptor into use, and names it. `None`: the runtime is gone.
@@ -137,7 +137,7 @@ impl Table {
 
     /// Ends a generation. The caller has taken the descriptor out of the kernel's set, and nobody waits on it.
     pub(crate) fn free(&self, id: SlotId, timers: &Timers, list: &mut WakeList) {
-        let Some(desc) = self.get(id.slot / 4) else { return };
+        let desc = self.desc(id);
         let mut alloc = self.alloc.lock();
         // Under the lock, so that `shut_all` meets either this generation, still whole, or none.
         desc.slots.iter().for_each(|slot| slot.retire(list));
@@ -149,10 +149,8 @@ impl Table {
     pub(crate) fn shut_all(&self, list: &mut WakeList) {
         let mut alloc = self.alloc.lock();
         alloc.shut = true;
-        for index in 0..alloc.used {
-            if let Some(desc) = self.get(index) {
-                desc.shut(desc.id().fdseq, Shut::Gone, list);
-            }
+        for desc in self.blocks.iter().filter_map(OnceLock::get).flatten() {
+            desc.shut(desc.id().fdseq, Shut::Gone, list);
         }
     }
 }
@@ -204,12 +202,12 @@ mod tests {
         let table = Table::new();
         let mut list = WakeList::default();
         let old = table.alloc(Start::Nil).unwrap();
-        let address = std::ptr::from_ref(table.get(old.slot / 4).unwrap());
+        let address = std::ptr::from_ref(table.desc(old));
         table.free(old, &Timers::new(), &mut list);
         let new = table.alloc(Start::Nil).unwrap();
         assert_eq!(new.slot, old.slot);
         assert_ne!(new.fdseq, old.fdseq);
-        let desc = table.get(new.slot / 4).unwrap();
+        let desc = table.desc(new);
         assert_eq!(std::ptr::from_ref(desc), address);
         desc.slot(Side::Read).edge(old.fdseq, true, &mut list);
         assert_eq!(desc.slot(Side::Read).ready(), Ok(false));
@@ -224,7 +222,7 @@ mod tests {
         let mut list = WakeList::default();
         let id = table.alloc(Start::Try).unwrap();
         table.shut_all(&mut list);
-        assert_eq!(table.slot(id).unwrap().ready(), Err(Shut::Gone));
+        assert_eq!(table.slot(id).ready(), Err(Shut::Gone));
         assert_eq!(table.alloc(Start::Try), None);
         table.free(id, &Timers::new(), &mut list);
     }

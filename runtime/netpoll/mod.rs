@@ -113,7 +113,7 @@ impl Netpoll {
 
     /// The descriptor that one of its slots names.
     pub(crate) fn desc(&self, id: SlotId) -> &PollDesc {
-        self.table.get(id.slot / 4).expect("a slot that has a name exists")
+        self.table.desc(id)
     }
 
     /// Sets the deadline of reading or of writing; `NEVER` is none. Go's `poll_runtime_pollSetDeadline`.
@@ -143,7 +143,7 @@ impl Netpoll {
         self.timers.expire(now, list);
         while let Some(alarm) = list.pop_alarm() {
             match alarm {
-                Alarm::Retry(id) => self.table.slot(id).into_iter().for_each(|slot| slot.edge(id.fdseq, false, list)),
+                Alarm::Retry(id) => self.table.slot(id).edge(id.fdseq, false, list),
                 Alarm::Deadline(id) => self.fire(id, now, list),
             }
         }
@@ -197,7 +197,7 @@ impl Netpoll {
                 Event::Break => broken(),
                 Event::Ready { id, read, write, cut } => {
                     count += 1;
-                    let Some(desc) = self.table.get(id.slot / 4) else { return };
+                    let desc = self.desc(id);
                     if read {
                         desc.slot(Side::Read).edge(id.fdseq, cut, list);
                     }
@@ -257,7 +257,7 @@ impl Netpoll {
         // Those that it leaves are in the list until all have had their turn.
         let mut batons = self.batons.lock();
         for baton in batons.drain(..) {
-            self.table.slot(baton).into_iter().for_each(|slot| slot.pass(baton.fdseq, list));
+            self.table.slot(baton).pass(baton.fdseq, list);
         }
         self.baton_count.store(0, Ordering::Relaxed);
         drop(batons);
