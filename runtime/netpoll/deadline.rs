@@ -51,18 +51,10 @@ impl Deadline {
             }
     }
 
-    /// Sets any deadline; `passed`, if it has. Once one has, `slots` refuse operations; `id` is the first of them. True: a
-    /// timer was inserted that comes before all others.
-    pub(crate) fn set(
-        &self,
-        when: u64,
-        passed: bool,
-        id: SlotId,
-        slots: &[Slot],
-        timers: &Timers,
-        list: &mut WakeList,
-    ) -> bool {
-        let when = when.min(NONE);
+    /// Sets any deadline; `passed`, if it has. Once one has, `slots` refuse operations. True: a timer was inserted that comes
+    /// before all others.
+    pub(crate) fn set(&self, when: u64, passed: bool, slots: &[Slot], timers: &Timers, list: &mut WakeList) -> bool {
+        let (when, id) = (when.min(NONE), slots[0].id());
         let mut timer = self.timer.lock();
         let was_armed = self.word.load(Ordering::Relaxed) & ARMED != 0;
         if passed {

@@ -26,7 +26,7 @@ impl Read {
         let slot = Slot::new(0);
         slot.open(SEQ, Start::Nil);
         let read = Arc::new(Read { slot, deadline: Deadline::new(), timers: Timers::new() });
-        read.set(SEQ, 10, false);
+        read.set(10, false);
         read
     }
 
@@ -35,10 +35,10 @@ impl Read {
     }
 
     /// `Netpoll::set_deadline`.
-    fn set(&self, fdseq: u32, when: u64, passed: bool) {
+    fn set(&self, when: u64, passed: bool) {
         if passed || !self.deadline.postpone(when) {
             let mut list = WakeList::default();
-            let _ = self.deadline.set(when, passed, SlotId { slot: 0, fdseq }, self.slots(), &self.timers, &mut list);
+            let _ = self.deadline.set(when, passed, self.slots(), &self.timers, &mut list);
             list.deliver();
         }
     }
@@ -70,7 +70,7 @@ fn a_deadline_that_moves_back_is_not_ended_by_its_timer() {
     loom::model(|| {
         let read = Read::new();
         let timer = with(&read, |read| read.ring(20));
-        read.set(SEQ, 30, false);
+        read.set(30, false);
         timer.join().unwrap();
         assert!(!read.expired());
         read.ring(29);
@@ -88,8 +88,8 @@ fn two_deadlines_and_a_timer() {
     builder.check(|| {
         let read = Read::new();
         let timer = with(&read, |read| read.ring(20));
-        let other = with(&read, |read| read.set(SEQ, 30, false));
-        read.set(SEQ, 40, false);
+        let other = with(&read, |read| read.set(30, false));
+        read.set(40, false);
         timer.join().unwrap();
         other.join().unwrap();
         assert!(!read.expired());
@@ -105,7 +105,7 @@ fn a_deadline_is_taken_away() {
     loom::model(|| {
         let read = Read::new();
         let timer = with(&read, |read| read.ring(10));
-        read.set(SEQ, NEVER, false);
+        read.set(NEVER, false);
         timer.join().unwrap();
         assert!(!read.expired());
         read.ring(NEVER - 1);
@@ -120,7 +120,7 @@ fn a_deadline_in_the_past_and_its_timer() {
     loom::model(|| {
         let read = Read::new();
         let timer = with(&read, |read| read.ring(20));
-        read.set(SEQ, 5, true);
+        read.set(5, true);
         assert!(read.expired());
         timer.join().unwrap();
         assert!(read.expired());
@@ -138,7 +138,7 @@ fn a_late_timer_and_the_next_generation() {
         read.slot.retire(&mut list);
         read.deadline.retire(&read.timers);
         read.slot.open(SEQ + 1, Start::Nil);
-        read.set(SEQ + 1, 15, false);
+        read.set(15, false);
         timer.join().unwrap();
         // The second deadline's timer may have come in the same round; then it has passed.
         if !read.expired() {
