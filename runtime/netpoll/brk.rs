@@ -8,7 +8,7 @@ const SENT: u32 = 1;
 ///
 /// While it says so, either the write is still to come or the event still lies in the kernel: only the harvest of the
 /// event takes it back. A break that is sent when nobody sleeps ends the next sleep, for nothing.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Break {
     sig: AtomicU32,
     /// Harvested by a poll that does not wait: the next that would wait must not. Touched by who holds `polling`.
@@ -16,10 +16,6 @@ pub(crate) struct Break {
 }
 
 impl Break {
-    pub(crate) fn new() -> Self {
-        Break { sig: AtomicU32::new(0), aside: AtomicU32::new(0) }
-    }
-
     /// True: the caller has to write. False: somebody else's write ends the wait that the caller means.
     pub(crate) fn send(&self) -> bool {
         if cfg!(gopark_mutant = "break_send_load") && self.sig.load(Ordering::Relaxed) == SENT {
@@ -93,7 +89,7 @@ mod models {
 
     impl Machine {
         fn new() -> Arc<Self> {
-            let (brk, kernel, work) = (Break::new(), Kernel::default(), [AtomicU32::new(0), AtomicU32::new(0)]);
+            let (brk, kernel, work) = (Break::default(), Kernel::default(), [AtomicU32::new(0), AtomicU32::new(0)]);
             Arc::new(Machine { brk, kernel, polling: AtomicU32::new(0), work })
         }
 

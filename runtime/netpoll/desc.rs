@@ -90,7 +90,7 @@ pub(crate) struct Table {
     alloc: Mutex<Alloc>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Alloc {
     free: Vec<u32>,
     used: u32,
@@ -100,8 +100,7 @@ struct Alloc {
 
 impl Table {
     pub(crate) fn new() -> Self {
-        let alloc = Mutex::new(Alloc { free: Vec::new(), used: 0, shut: false });
-        Table { blocks: [const { OnceLock::new() }; BLOCKS], alloc }
+        Table { blocks: [const { OnceLock::new() }; BLOCKS], alloc: Mutex::default() }
     }
 
     /// The descriptor that one of its slots names, in use or not.

@@ -5,14 +5,10 @@ use crate::runtime::timer::NEVER;
 
 /// What the M that has the poller's place (idle.rs) says to whoever adds a timer, in the runtime's nanoseconds. All
 /// accesses are Relaxed: the fences order them.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct PollUntil(AtomicU64);
 
 impl PollUntil {
-    pub(crate) fn new() -> Self {
-        PollUntil(AtomicU64::new(0))
-    }
-
     /// Before the poller sleeps: takes the time of the first timer, and returns it.
     pub(crate) fn asleep(&self, first_timer: impl FnOnce() -> u64) -> u64 {
         // As long as it does not know, any timer may be the first.
