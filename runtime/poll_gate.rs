@@ -5,7 +5,6 @@ use super::netpoll::desc::PollDesc;
 use super::netpoll::slot::Slot;
 use super::proc::Sched;
 use super::runtime::Handle;
-use super::sys;
 use super::timer::NEVER;
 use super::wake_list::WakeList;
 use std::fmt;
@@ -18,6 +17,7 @@ use std::time::Instant;
 
 pub(crate) use super::netpoll::desc::Side;
 pub(crate) use super::netpoll::slot::{Begin, Shut, Start, Ticket, Waiter};
+pub(crate) use super::sys::complain;
 
 /// A descriptor's registration with a netpoller, which it keeps alive. Dropping it ends it: Go's `runtime_pollClose`.
 #[allow(missing_debug_implementations, reason = "nobody can name it")]
@@ -193,11 +193,6 @@ impl Gate {
     fn slot(&self, side: Side) -> &Slot {
         self.desc().slot(side)
     }
-}
-
-/// Writes a line to stderr, unless that would block.
-pub(crate) fn complain(line: &str) {
-    sys::complain(line);
 }
 
 impl AsFd for Gate {
