@@ -97,20 +97,15 @@ pub struct Received<A = SocketAddr> {
 /// Datagrams per system call. What the kernel takes at most is 1024, but that much room is too much for a stack.
 pub(crate) const DATAGRAMS: usize = 32;
 
-/// A header with no control data. The pointers must be valid when it is used.
-fn header(
-    name: *const SockAddrStorage,
-    name_len: libc::socklen_t,
-    iov: *const IoSlice<'_>,
-    len: usize,
-) -> libc::msghdr {
+/// The header of a datagram that has one buffer. The pointers must be valid when it is used.
+fn header(name: *const SockAddrStorage, name_len: libc::socklen_t, iov: *const IoSlice<'_>) -> libc::mmsghdr {
     // SAFETY: null pointers and zeros are a valid header.
-    let mut header: libc::msghdr = unsafe { mem::zeroed() };
-    header.msg_name = name.cast_mut().cast();
-    header.msg_namelen = name_len;
+    let mut header: libc::mmsghdr = unsafe { mem::zeroed() };
+    header.msg_hdr.msg_name = name.cast_mut().cast();
+    header.msg_hdr.msg_namelen = name_len;
     // An `IoSlice` is an iovec, and so is an `IoSliceMut`.
-    header.msg_iov = iov.cast_mut().cast();
-    header.msg_iovlen = len as _;
+    header.msg_hdr.msg_iov = iov.cast_mut().cast();
+    header.msg_hdr.msg_iovlen = 1;
     header
 }
 
@@ -128,17 +123,15 @@ pub(crate) fn recv_msg<A: Addr>(
 }
 
 /// recvmmsg(2): as many datagrams as are there, each into a buffer of its own.
-pub(crate) fn recv_many<A: Addr>(
+pub(crate) fn recv_many(
     socket: BorrowedFd<'_>,
     bufs: &mut [IoSliceMut<'_>],
-    done: &mut Vec<Received<A>>,
+    done: &mut Vec<Received>,
 ) -> io::Result<usize> {
     let mut names: [_; DATAGRAMS] = array::from_fn(|_| SockAddrStorage::zeroed());
-    let mut count = 0;
-    let mut headers = names.each_mut().map(|name| {
-        let iov = bufs.get_mut(count).map_or(ptr::null(), |buf| (&raw mut *buf).cast_const().cast());
-        count += 1;
-        libc::mmsghdr { msg_hdr: header(&raw mut *name, name.size_of(), iov, 1), msg_len: 0 }
+    let mut headers: [_; DATAGRAMS] = array::from_fn(|i| {
+        let iov = bufs.get_mut(i).map_or(ptr::null(), |buf| (&raw mut *buf).cast_const().cast());
+        header(&raw mut names[i], names[i].size_of(), iov)
     });
     let len = bufs.len().min(DATAGRAMS) as libc::c_uint;
     let (fd, headers_ptr) = (socket.as_raw_fd(), headers.as_mut_ptr());
@@ -159,7 +152,7 @@ pub(crate) fn send_many(socket: BorrowedFd<'_>, datagrams: &[(IoSlice<'_>, Optio
     let mut headers: [_; DATAGRAMS] = array::from_fn(|i| {
         let iov = datagrams.get(i).map_or(ptr::null(), |(buf, _)| &raw const *buf);
         let (name, name_len) = names[i].as_ref().map_or((ptr::null(), 0), |name| (name.as_ptr(), name.len()));
-        libc::mmsghdr { msg_hdr: header(name.cast(), name_len, iov, 1), msg_len: 0 }
+        header(name.cast(), name_len, iov)
     });
     let len = datagrams.len().min(DATAGRAMS) as libc::c_uint;
     let (fd, headers_ptr) = (socket.as_raw_fd(), headers.as_mut_ptr());
