@@ -133,8 +133,8 @@ impl Copy<'_> {
     pub fn offset(mut self, offset: u64) -> Self {
         match &mut self.flow.from {
             // No file is longer than that, and the kernel reads nothing that would reach beyond the last number.
-            From::File(_, at) => *at = Some(offset.min(i64::MAX as u64 - splice::PIPE_SIZE as u64) as i64),
-            From::Fd(_) => panic!("gopark: `Copy::offset` is for files; a stream has no offset"),
+            Reader::File(_, at) => *at = Some(offset.min(i64::MAX as u64 - splice::PIPE_SIZE as u64) as i64),
+            Reader::Fd(_) => panic!("gopark: `Copy::offset` is for files; a stream has no offset"),
         }
         self
     }
@@ -210,9 +210,7 @@ pub trait CopyTo: HasFd {}
 
 #[doc(hidden)]
 #[allow(missing_debug_implementations, reason = "nobody can name it")]
-pub struct Reader<'a>(From<'a>);
-
-enum From<'a> {
+pub enum Reader<'a> {
     Fd(&'a Gate),
     /// With the offset to read at; without one the file's position counts.
     File(&'a File, Option<i64>),
@@ -220,7 +218,7 @@ enum From<'a> {
 
 impl CopyFrom for File {
     fn reader(&self) -> Reader<'_> {
-        Reader(From::File(self, None))
+        Reader::File(self, None)
     }
 }
 
@@ -228,7 +226,7 @@ macro_rules! copies {
     ($(impl[$($g:tt)*] $from:ty, $to:ty;)*) => {$(
         impl<$($g)*> CopyFrom for $from {
             fn reader(&self) -> Reader<'_> {
-                Reader(From::Fd(self.fd()))
+                Reader::Fd(self.fd())
             }
         }
 
@@ -246,7 +244,7 @@ copies! {
 
 /// One direction.
 struct Flow<'a> {
-    from: From<'a>,
+    from: Reader<'a>,
     to: &'a Gate,
     /// Of the wait for the writer while anything is in flight or a file is sent, else of that for the reader.
     ticket: Ticket,
@@ -281,9 +279,8 @@ enum Held {
 
 impl<'a> Flow<'a> {
     fn new(reader: &'a impl CopyFrom, writer: &'a impl CopyTo) -> Self {
-        let Reader(from) = reader.reader();
-        let way = if let From::File(..) = from { Way::SendFile } else { Way::Buffer };
-        let to = writer.fd();
+        let (from, to) = (reader.reader(), writer.fd());
+        let way = if let Reader::File(..) = from { Way::SendFile } else { Way::Buffer };
         Flow { from, to, ticket: 0, way, run: 0, held: Held::Nothing, remain: u64::MAX, copied: 0, is_shut: false }
     }
 
@@ -359,10 +356,10 @@ impl<'a> Flow<'a> {
     fn read(&mut self, cx: &mut Context<'_>, max: usize) -> Poll<io::Result<usize>> {
         let mut buf = Buffer::take();
         let polled = match &mut self.from {
-            From::Fd(from) => from.poll_io(Side::Read, cx, Some(&mut self.ticket), max.min(BUFFER), |fd| {
+            Reader::Fd(from) => from.poll_io(Side::Read, cx, Some(&mut self.ticket), max.min(BUFFER), |fd| {
                 splice::read(fd, None, &mut buf.0, max)
             }),
-            From::File(file, at) => Poll::Ready(splice::read(file.as_fd(), at.as_mut(), &mut buf.0, max)),
+            Reader::File(file, at) => Poll::Ready(splice::read(file.as_fd(), at.as_mut(), &mut buf.0, max)),
         };
         let n = ready!(polled)?;
         self.hold(Held::Buffer(buf), n);
@@ -370,7 +367,7 @@ impl<'a> Flow<'a> {
     }
 
     fn splice(&mut self, cx: &mut Context<'_>, max: usize) -> Poll<io::Result<usize>> {
-        let From::Fd(from) = self.from else { unreachable!("files are not spliced") };
+        let Reader::Fd(from) = self.from else { unreachable!("files are not spliced") };
         let Ok(mut pipe) = Pipe::take() else {
             (self.way, self.run) = (Way::Buffer, NO_PIPE);
             return self.read(cx, max);
@@ -388,7 +385,7 @@ impl<'a> Flow<'a> {
     }
 
     fn send_file(&mut self, cx: &mut Context<'_>, max: usize) -> Poll<io::Result<usize>> {
-        let From::File(file, at) = &mut self.from else { unreachable!("only files are sent") };
+        let Reader::File(file, at) = &mut self.from else { unreachable!("only files are sent") };
         let polled = self
             .to
             .poll_io(Side::Write, cx, Some(&mut self.ticket), 0, |fd| splice::send_file(fd, file, at.as_mut(), max));
@@ -410,7 +407,7 @@ impl<'a> Flow<'a> {
             self.run = 0;
             self.way = match (&self.way, &self.from) {
                 (Way::Splice { .. }, _) => Way::Buffer,
-                (_, From::Fd(from)) if [from.as_fd(), self.to.as_fd()].into_iter().all(splice::is_spliced) => {
+                (_, Reader::Fd(from)) if [from.as_fd(), self.to.as_fd()].into_iter().all(splice::is_spliced) => {
                     Way::Splice { _user: User::new() }
                 }
                 _ => Way::Plain,
@@ -422,7 +419,7 @@ impl<'a> Flow<'a> {
 impl Drop for Flow<'_> {
     fn drop(&mut self) {
         match self.from {
-            From::Fd(from) if self.in_flight() == 0 => from.leave(Side::Read, &mut self.ticket, true),
+            Reader::Fd(from) if self.in_flight() == 0 => from.leave(Side::Read, &mut self.ticket, true),
             _ => self.to.leave(Side::Write, &mut self.ticket, true),
         }
     }
