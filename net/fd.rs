@@ -5,7 +5,7 @@
 
 use super::sys::{self, Received};
 use crate::runtime::budget;
-use crate::runtime::poll_gate::{Begin, Gate, Shut, Side, Start, Ticket, Waiter};
+use crate::runtime::poll_gate::{Begin, Gate, Shut, Side, Start, Ticket};
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
@@ -156,8 +156,7 @@ impl Gate {
                 ticket.into_iter().for_each(|ticket| self.leave(side, ticket, !also_try));
                 return Poll::Ready(result);
             }
-            let waiter = ticket.as_deref_mut().map_or(Waiter::Poll, Waiter::Op);
-            if self.arm(side, waiter, cx.waker(), also_try) {
+            if self.arm(side, ticket.as_deref_mut(), cx.waker(), also_try) {
                 return Poll::Pending;
             }
         }

@@ -16,7 +16,7 @@ use std::task::Waker;
 use std::time::Instant;
 
 pub(crate) use super::netpoll::desc::Side;
-pub(crate) use super::netpoll::slot::{Begin, Shut, Start, Ticket, Waiter};
+pub(crate) use super::netpoll::slot::{Begin, Shut, Start, Ticket};
 pub(crate) use super::sys::complain;
 
 /// A descriptor's registration with a netpoller, which it keeps alive. Dropping it ends it: Go's `runtime_pollClose`.
@@ -156,8 +156,8 @@ impl Gate {
     }
 
     /// Go's `runtime_pollWait`, to be polled: false if there is news, so that the caller looks again.
-    pub(crate) fn arm(&self, side: Side, waiter: Waiter<'_>, waker: &Waker, also_try: bool) -> bool {
-        self.serve(|list| self.slot(side).arm(waiter, waker, also_try, list))
+    pub(crate) fn arm(&self, side: Side, op: Option<&mut Ticket>, waker: &Waker, also_try: bool) -> bool {
+        self.serve(|list| self.slot(side).arm(op, waker, also_try, list))
     }
 
     /// An operation that waited has come to its end: see [`Slot::leave`].

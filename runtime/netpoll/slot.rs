@@ -87,19 +87,10 @@ pub(crate) enum Begin {
     Shut(Shut),
 }
 
-/// A waiting operation's name in the slot; 0 while it does not wait.
+/// A waiting operation's name in the slot; 0 while it does not wait. It calls `leave` at its end, and one turn wakes one of them.
 pub(crate) type Ticket = u32;
 
-/// Who waits.
-#[derive(Debug)]
-pub(crate) enum Waiter<'a> {
-    /// One operation, which calls `leave` at its end. One turn wakes one of them.
-    Op(&'a mut Ticket),
-    /// A `poll_*` method, which has no end: every distinct waker is kept, and a turn wakes all of them.
-    Poll,
-}
-
-/// The ticket of all `Waiter::Poll`.
+/// The ticket of all `poll_*` methods, which have no end: every distinct waker is kept, and a turn wakes all of them.
 const POLL: Ticket = u32::MAX;
 
 #[derive(Debug)]
@@ -182,8 +173,9 @@ impl Slot {
         shut_of(word).map_or(Ok(word & READY != 0), Err)
     }
 
-    /// Queues a waiter. False: there is news (`also_try` counts a fresh slot as news), so look again instead.
-    pub(crate) fn arm(&self, waiter: Waiter<'_>, waker: &Waker, also_try: bool, list: &mut WakeList) -> bool {
+    /// Queues an operation, or, without a ticket, a `poll_*` method. False: there is news (`also_try` counts a fresh slot as
+    /// news), so look again instead.
+    pub(crate) fn arm(&self, op: Option<&mut Ticket>, waker: &Waker, also_try: bool, list: &mut WakeList) -> bool {
         let own = task::from_waker(waker).is_some();
         // A foreign waker's clone may run anything, so it is made before the lock; an own one only counts.
         let foreign = if own { None } else { Some(waker.clone()) };
@@ -195,7 +187,7 @@ impl Slot {
             return false;
         }
         // SAFETY: this thread holds the lock.
-        self.waiters.with_mut(|w| unsafe { &mut *w }.add(waiter, waker, foreign, list));
+        self.waiters.with_mut(|w| unsafe { &mut *w }.add(op, waker, foreign, list));
         self.unlock(list);
         true
     }
@@ -354,12 +346,12 @@ impl Waiters {
         self.first.is_none() && self.more.as_ref().is_none_or(|m| m.is_empty())
     }
 
-    fn add(&mut self, waiter: Waiter<'_>, waker: &Waker, foreign: Option<Waker>, list: &mut WakeList) {
+    fn add(&mut self, op: Option<&mut Ticket>, waker: &Waker, foreign: Option<Waker>, list: &mut WakeList) {
         // An operation that was chosen, tried, and found nothing, keeps its place: before all that came after it.
-        let (ticket, again) = match waiter {
-            Waiter::Poll => (POLL, false),
-            Waiter::Op(ticket) if *ticket != 0 => (*ticket, true),
-            Waiter::Op(ticket) => {
+        let (ticket, again) = match op {
+            None => (POLL, false),
+            Some(ticket) if *ticket != 0 => (*ticket, true),
+            Some(ticket) => {
                 self.tickets = if self.tickets >= POLL - 1 { 1 } else { self.tickets + 1 };
                 *ticket = self.tickets;
                 (*ticket, false)

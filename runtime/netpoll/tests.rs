@@ -1,7 +1,7 @@
 //! The netpoller by itself, where a trap cannot be reached through a socket: without a scheduler, polled by hand.
 
 use super::epoll::Event;
-use super::slot::{Begin, Shut, Slot, Start, Waiter};
+use super::slot::{Begin, Shut, Slot, Start, Ticket};
 use super::*;
 use crate::runtime::sys;
 use std::fs::File;
@@ -38,16 +38,16 @@ impl Wake for Count {
 }
 
 /// Puts a waiter into a slot; says how often it was woken.
-fn wait_as(slot: &Slot, waiter: Waiter<'_>) -> Arc<Count> {
+fn wait_as(slot: &Slot, op: Option<&mut Ticket>) -> Arc<Count> {
     let count = Arc::new(Count(AtomicU32::new(0)));
     let mut list = WakeList::default();
-    assert!(slot.arm(waiter, &Waker::from(count.clone()), false, &mut list));
+    assert!(slot.arm(op, &Waker::from(count.clone()), false, &mut list));
     list.deliver();
     count
 }
 
 fn wait_in(slot: &Slot) -> Arc<Count> {
-    wait_as(slot, Waiter::Op(&mut 0))
+    wait_as(slot, Some(&mut 0))
 }
 
 /// Does something to a slot, and wakes whom it chose; nobody looks at the batons.
@@ -309,7 +309,7 @@ fn chosen_then_dropped() {
     let id = netpoll.open(a.as_fd(), Start::Nil).unwrap().unwrap();
     let slot = netpoll.desc(id).slot(Side::Read);
     let mut tickets = [0; 3];
-    let counts: Vec<_> = tickets.iter_mut().map(|ticket| wait_as(slot, Waiter::Op(ticket))).collect();
+    let counts: Vec<_> = tickets.iter_mut().map(|ticket| wait_as(slot, Some(ticket))).collect();
     serve(|list| slot.edge(id.fdseq, false, list));
     for (i, ticket) in tickets.into_iter().enumerate() {
         let woken: Vec<_> = counts.iter().map(|count| woken(count)).collect();
@@ -319,7 +319,7 @@ fn chosen_then_dropped() {
     // One that waits and is dropped has no turn to give.
     assert_eq!(slot.begin(), Begin::Go { cut: false });
     let mut ticket = 0;
-    let (_gone, stays) = (wait_as(slot, Waiter::Op(&mut ticket)), wait_in(slot));
+    let (_gone, stays) = (wait_as(slot, Some(&mut ticket)), wait_in(slot));
     serve(|list| slot.leave(ticket, true, list));
     assert_eq!(woken(&stays), 0);
     netpoll.close(a.as_fd(), id);
@@ -356,7 +356,7 @@ fn poll_wakers_and_operations() {
     let (a, _b) = pair();
     let id = netpoll.open(a.as_fd(), Start::Nil).unwrap().unwrap();
     let slot = netpoll.desc(id).slot(Side::Read);
-    let counts: Vec<_> = (0..6).map(|i| if i % 2 == 0 { wait_as(slot, Waiter::Poll) } else { wait_in(slot) }).collect();
+    let counts: Vec<_> = (0..6).map(|i| if i % 2 == 0 { wait_as(slot, None) } else { wait_in(slot) }).collect();
     serve(|list| slot.edge(id.fdseq, false, list));
     let woken = |counts: &[Arc<Count>]| counts.iter().map(|count| woken(count)).collect::<Vec<_>>();
     assert_eq!(woken(&counts), [1, 1, 1, 0, 1, 0]);

@@ -74,11 +74,11 @@ impl Rigged {
     }
 
     fn arm(&mut self, op: &mut Op) -> bool {
-        self.serve(|slot, list| slot.arm(Waiter::Op(&mut op.ticket), &op.waker, true, list))
+        self.serve(|slot, list| slot.arm(Some(&mut op.ticket), &op.waker, true, list))
     }
 
     fn arm_poll(&mut self, op: &Op) -> bool {
-        self.serve(|slot, list| slot.arm(Waiter::Poll, &op.waker, true, list))
+        self.serve(|slot, list| slot.arm(None, &op.waker, true, list))
     }
 
     fn edge(&mut self) {
@@ -154,7 +154,7 @@ fn open_and_try_and_readable() {
     assert_eq!(slot.slot.ready(), Ok(false));
     let (mut op, mut observer) = (Op::new(), Op::new());
     assert!(!slot.arm(&mut op));
-    assert!(slot.serve(|slot, list| slot.arm(Waiter::Op(&mut observer.ticket), &observer.waker, false, list)));
+    assert!(slot.serve(|slot, list| slot.arm(Some(&mut observer.ticket), &observer.waker, false, list)));
     assert!(slot.go() && !slot.go());
     assert!(slot.arm(&mut op));
     slot.finish();
@@ -498,7 +498,7 @@ fn wake_and_drop_that_come_back() {
     let mut tickets = [0; 3];
     for ticket in &mut tickets {
         let waker = Waker::from(Arc::new(Meddler(shared.clone())));
-        assert!(shared.0.arm(Waiter::Op(ticket), &waker, true, &mut list));
+        assert!(shared.0.arm(Some(ticket), &waker, true, &mut list));
     }
     // One is woken, one is only dropped, one is woken by the end.
     shared.0.edge(SEQ, false, &mut list);
@@ -521,7 +521,7 @@ fn reader(rig: &Arc<Rig>, slot: &Arc<Slot>, reads: usize) -> JoinHandle<()> {
             let mut list = WakeList::default();
             if matches!(slot.begin(), Begin::Go { .. }) {
                 left -= 1;
-            } else if slot.arm(Waiter::Op(&mut ticket), cx.waker(), true, &mut list) {
+            } else if slot.arm(Some(&mut ticket), cx.waker(), true, &mut list) {
                 return Poll::Pending;
             }
             list.deliver();
@@ -565,7 +565,7 @@ fn own_and_foreign_waiters() {
     rig.run_all();
     let mut op = Op::new();
     let mut list = WakeList::default();
-    assert!(slot.arm(Waiter::Op(&mut op.ticket), &op.waker, true, &mut list));
+    assert!(slot.arm(Some(&mut op.ticket), &op.waker, true, &mut list));
     slot.shut(SEQ, Shut::Gone, &mut list);
     assert_eq!((list.gs.len(), op.wakes()), (2, 0));
     for join in &joins {
