@@ -66,6 +66,7 @@ fn is_short(bytes: usize, asked: usize) -> bool {
     (1..asked.min(MOST)).contains(&bytes)
 }
 
+impl Transfer for () {}
 impl<A, B> Transfer for (A, B) {}
 impl<A> Transfer for Received<A> {}
 
@@ -111,9 +112,9 @@ impl Gate {
         let until = self.now() + time.as_nanos() as u64;
         self.retry_at(Side::WriteLock, until);
         let is_over = |_: BorrowedFd<'_>| {
-            if self.now() < until { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(((), ())) }
+            if self.now() < until { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
         };
-        self.io_op(Side::WriteLock, 0, is_over).await.map(drop)
+        self.io_op(Side::WriteLock, 0, is_over).await
     }
 
     /// One attempt, if it is worth one: EAGAIN is an error. `asked` is how much the call could move at most.
