@@ -5,7 +5,7 @@
 
 use super::sys::{self, Received};
 use crate::runtime::budget;
-use crate::runtime::poll_gate::{Begin, Gate, Shut, Side, Start, Ticket};
+use crate::runtime::poll_gate::{Gate, Go, Shut, Side, Start, Ticket};
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
@@ -175,11 +175,7 @@ impl Gate {
             self.is_ready(side)?;
             return Ok(nothing);
         }
-        let cut = match self.begin(side) {
-            Begin::Go { cut } => cut,
-            Begin::Nil => return Ok(None),
-            Begin::Shut(shut) => return Err(shut.into()),
-        };
+        let Some(Go { cut }) = self.begin(side)? else { return Ok(None) };
         let begun = Begun { gate: self, side };
         loop {
             match op(self.as_fd()) {
@@ -232,19 +228,14 @@ impl Gate {
                     ready!(budget::poll_take(cx));
                 }
                 gave_way |= wait.ticket != 0;
-                let mut for_another = false;
-                let take = || match gate.begin(Side::WriteLock) {
-                    Begin::Go { cut } => {
-                        for_another = cut;
-                        Some(Ok(()))
+                let take = || gate.begin(Side::WriteLock).transpose();
+                let for_another = match ready!(gate.poll_at(Side::WriteLock, cx, Some(&mut wait.ticket), true, take)) {
+                    Ok(Go { cut }) => cut,
+                    Err(shut) => {
+                        ready!(budget::poll_take(cx));
+                        return Poll::Ready(Err(shut.into()));
                     }
-                    Begin::Nil => None,
-                    Begin::Shut(shut) => Some(Err(shut)),
                 };
-                if let Err(shut) = ready!(gate.poll_at(Side::WriteLock, cx, Some(&mut wait.ticket), true, take)) {
-                    ready!(budget::poll_take(cx));
-                    return Poll::Ready(Err(shut.into()));
-                }
                 lock = Some(Begun { gate, side: Side::WriteLock });
                 if for_another && gate.gives_way(cx, &mut gave_way) {
                     lock = None;

@@ -16,7 +16,7 @@ use std::task::Waker;
 use std::time::Instant;
 
 pub(crate) use super::netpoll::desc::Side;
-pub(crate) use super::netpoll::slot::{Begin, Shut, Start, Ticket};
+pub(crate) use super::netpoll::slot::{Go, Shut, Start, Ticket};
 pub(crate) use super::sys::complain;
 
 /// A descriptor's registration with a netpoller, which it keeps alive. Dropping it ends it: Go's `runtime_pollClose`.
@@ -111,9 +111,9 @@ impl Gate {
 
     /// May an operation make its system call?
     #[inline]
-    pub(crate) fn begin(&self, side: Side) -> Begin {
+    pub(crate) fn begin(&self, side: Side) -> Result<Option<Go>, Shut> {
         let begin = self.slot(side).begin();
-        if let Begin::Shut(Shut::Expired) = begin {
+        if begin == Err(Shut::Expired) {
             self.expired(side);
         }
         begin

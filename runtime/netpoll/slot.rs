@@ -74,17 +74,11 @@ pub(crate) enum Start {
     Nil = 0,
 }
 
-/// May an operation make its system call?
+/// An operation may make its system call, and `finish` must follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[must_use]
-pub(crate) enum Begin {
-    /// Yes, and `finish` must follow. `cut`: that the call ends short does not show that the kernel has no more.
-    Go {
-        cut: bool,
-    },
-    /// The kernel had nothing when last asked: `arm`.
-    Nil,
-    Shut(Shut),
+pub(crate) struct Go {
+    /// That the call ends short does not show that the kernel has no more.
+    pub(crate) cut: bool,
 }
 
 /// A waiting operation's name in the slot; 0 while it does not wait. It calls `leave` at its end, and one turn wakes one of them.
@@ -136,20 +130,21 @@ impl Slot {
         self.word.store(u64::from(fdseq) << FDSEQ | start as u64, Ordering::Release);
     }
 
-    /// Before a system call: NIL first, so that an edge that comes during the call is not lost.
+    /// Before a system call: NIL first, so that an edge that comes during the call is not lost. `None`: the kernel had nothing
+    /// when last asked, so `arm`.
     #[inline]
-    pub(crate) fn begin(&self) -> Begin {
+    pub(crate) fn begin(&self) -> Result<Option<Go>, Shut> {
         let word = self.word.load(Ordering::Acquire);
         if word & (READY | TRY | SHUT) == 0 {
-            return Begin::Nil;
+            return Ok(None);
         }
         if let Some(shut) = shut_of(word) {
-            return Begin::Shut(shut);
+            return Err(shut);
         }
         // AcqRel orders the clearing before the call and after the edge that set it.
         let word = self.word.fetch_and(!(READY | TRY), Ordering::AcqRel);
         // One operation at a time: who finds it taken waits, and is chosen if the other leaves something.
-        if word & (READY | TRY) == 0 { Begin::Nil } else { Begin::Go { cut: word & CUT != 0 } }
+        Ok((word & (READY | TRY) != 0).then_some(Go { cut: word & CUT != 0 }))
     }
 
     /// After a system call that left something. False: others wait, so the next must have its turn by an `edge`.

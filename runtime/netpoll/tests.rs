@@ -1,7 +1,7 @@
 //! The netpoller by itself, where a trap cannot be reached through a socket: without a scheduler, polled by hand.
 
 use super::epoll::Event;
-use super::slot::{Begin, Shut, Slot, Start, Ticket};
+use super::slot::{Go, Shut, Slot, Start, Ticket};
 use super::*;
 use crate::runtime::sys;
 use std::fs::File;
@@ -93,7 +93,7 @@ fn fetch_and_recycle_and_dispatch() {
     desc.slot(Side::Read).edge(new.fdseq, false, &mut list);
     list.deliver();
     assert_eq!(woken(&reader), 1);
-    assert_eq!(desc.slot(Side::Read).begin(), Begin::Go { cut: false });
+    assert_eq!(desc.slot(Side::Read).begin(), Ok(Some(Go { cut: false })));
     netpoll.close(c.as_fd(), new);
 }
 
@@ -110,7 +110,7 @@ fn close_and_late_edge() {
     assert_eq!(desc.slot(Side::Read).ready(), Err(Shut::Closed));
     let mut list = WakeList::default();
     desc.slot(Side::Read).edge(id.fdseq, false, &mut list);
-    assert_eq!(desc.slot(Side::Read).begin(), Begin::Shut(Shut::Closed));
+    assert_eq!(desc.slot(Side::Read).begin(), Err(Shut::Closed));
     list.deliver();
 }
 
@@ -266,12 +266,12 @@ fn edges_and_begin() {
     let slot = netpoll.desc(id).slot(Side::Read);
     let mut list = WakeList::default();
     for edges in [1u32, 2, 255, 256, 257, 65_535, 65_536, 65_537] {
-        assert_eq!(slot.begin(), Begin::Nil);
+        assert_eq!(slot.begin(), Ok(None));
         for _ in 0..edges {
             slot.edge(id.fdseq, false, &mut list);
         }
         assert_eq!(slot.ready(), Ok(true));
-        assert_eq!(slot.begin(), Begin::Go { cut: false });
+        assert_eq!(slot.begin(), Ok(Some(Go { cut: false })));
         assert_eq!(slot.ready(), Ok(false));
     }
     list.deliver();
@@ -287,11 +287,11 @@ fn directions_apart() {
     let desc = netpoll.desc(id);
     harvest(&netpoll);
     assert_eq!((desc.slot(Side::Read).ready(), desc.slot(Side::Write).ready()), (Ok(false), Ok(true)));
-    assert_eq!(desc.slot(Side::Write).begin(), Begin::Go { cut: false });
+    assert_eq!(desc.slot(Side::Write).begin(), Ok(Some(Go { cut: false })));
     let mut list = WakeList::default();
     desc.slot(Side::Read).edge(id.fdseq, true, &mut list);
     assert_eq!((desc.slot(Side::Read).ready(), desc.slot(Side::Write).ready()), (Ok(true), Ok(false)));
-    assert_eq!(desc.slot(Side::Read).begin(), Begin::Go { cut: true });
+    assert_eq!(desc.slot(Side::Read).begin(), Ok(Some(Go { cut: true })));
     desc.slot(Side::Write).edge(id.fdseq, false, &mut list);
     assert_eq!((desc.slot(Side::Read).ready(), desc.slot(Side::Write).ready()), (Ok(false), Ok(true)));
     b.write_all(b"x").unwrap();
@@ -317,7 +317,7 @@ fn chosen_then_dropped() {
         serve(|list| slot.leave(ticket, true, list));
     }
     // One that waits and is dropped has no turn to give.
-    assert_eq!(slot.begin(), Begin::Go { cut: false });
+    assert_eq!(slot.begin(), Ok(Some(Go { cut: false })));
     let mut ticket = 0;
     let (_gone, stays) = (wait_as(slot, Some(&mut ticket)), wait_in(slot));
     serve(|list| slot.leave(ticket, true, list));
@@ -337,14 +337,14 @@ fn chosen_and_something_left() {
     serve(|list| slot.edge(id.fdseq, false, list));
     assert_eq!(woken(), [1, 0, 0, 0]);
     for next in 1..3 {
-        assert_eq!(slot.begin(), Begin::Go { cut: false });
+        assert_eq!(slot.begin(), Ok(Some(Go { cut: false })));
         if !slot.finish() {
             serve(|list| slot.edge(id.fdseq, false, list));
         }
         assert_eq!(woken()[next], 1);
     }
-    assert_eq!(slot.begin(), Begin::Go { cut: false });
-    assert_eq!(slot.begin(), Begin::Nil);
+    assert_eq!(slot.begin(), Ok(Some(Go { cut: false })));
+    assert_eq!(slot.begin(), Ok(None));
     assert_eq!(woken(), [1, 1, 1, 0]);
     netpoll.close(a.as_fd(), id);
 }
@@ -383,10 +383,10 @@ fn chosen_and_forgotten() {
     }
     assert!(!netpoll.has_batons());
     // Nor does a baton wake anybody where nothing is left.
-    assert_eq!(slot.begin(), Begin::Go { cut: false });
+    assert_eq!(slot.begin(), Ok(Some(Go { cut: false })));
     let (_first, second) = (wait_in(slot), wait_in(slot));
     slot.edge(id.fdseq, false, &mut list);
-    assert_eq!(slot.begin(), Begin::Go { cut: false });
+    assert_eq!(slot.begin(), Ok(Some(Go { cut: false })));
     netpoll.keep_batons(&mut list);
     netpoll.pass_batons(&mut list);
     list.deliver();
@@ -405,7 +405,7 @@ fn shut_and_waiters_and_registration() {
     netpoll.shut(&mut list);
     netpoll.deliver(&mut list);
     assert_eq!((woken(&read), woken(&write)), (1, 1));
-    assert_eq!(netpoll.desc(id).slot(Side::Read).begin(), Begin::Shut(Shut::Gone));
+    assert_eq!(netpoll.desc(id).slot(Side::Read).begin(), Err(Shut::Gone));
     assert!(netpoll.open(b.as_fd(), Start::Try).unwrap().is_none());
     netpoll.close(a.as_fd(), id);
 }

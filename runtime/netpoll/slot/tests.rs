@@ -103,7 +103,7 @@ impl Rigged {
     }
 
     fn go(&self) -> bool {
-        matches!(self.slot.begin(), Begin::Go { .. })
+        matches!(self.slot.begin(), Ok(Some(_)))
     }
 }
 
@@ -166,15 +166,15 @@ fn open_and_try_and_readable() {
 #[test]
 fn cut_edge_and_begin() {
     let mut slot = Rigged::new(Start::Try);
-    assert_eq!(slot.slot.begin(), Begin::Go { cut: false });
+    assert_eq!(slot.slot.begin(), Ok(Some(Go { cut: false })));
     slot.serve(|slot, list| slot.edge(SEQ, true, list));
     for _ in 0..2 {
-        assert_eq!(slot.slot.begin(), Begin::Go { cut: true });
+        assert_eq!(slot.slot.begin(), Ok(Some(Go { cut: true })));
         slot.finish();
     }
     slot.retire();
     slot.slot.open(0, Start::Try);
-    assert_eq!(slot.slot.begin(), Begin::Go { cut: false });
+    assert_eq!(slot.slot.begin(), Ok(Some(Go { cut: false })));
 }
 
 // The order of the waiters
@@ -434,7 +434,7 @@ fn shut_and_everything() {
         slot.serve(|slot, list| slot.shut(SEQ, how, list));
         assert_eq!((wakes(&ops), poll.wakes(), poll.copies()), (vec![1; 3], 1, 0));
         slot.edge();
-        assert_eq!((slot.slot.ready(), slot.slot.begin()), (Err(how), Begin::Shut(how)));
+        assert_eq!((slot.slot.ready(), slot.slot.begin()), (Err(how), Err(how)));
         assert!(!slot.arm(&mut ops[0]) && !slot.arm_poll(&poll));
         for op in &mut ops {
             slot.leave(op, true);
@@ -519,7 +519,7 @@ fn reader(rig: &Arc<Rig>, slot: &Arc<Slot>, reads: usize) -> JoinHandle<()> {
     rig.spawn(poll_fn(move |cx| {
         while left > 0 {
             let mut list = WakeList::default();
-            if matches!(slot.begin(), Begin::Go { .. }) {
+            if matches!(slot.begin(), Ok(Some(_))) {
                 left -= 1;
             } else if slot.arm(Some(&mut ticket), cx.waker(), true, &mut list) {
                 return Poll::Pending;
