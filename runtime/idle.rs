@@ -272,12 +272,14 @@ impl Idle {
         // The poller takes its leave under this lock; either it takes a P with it, or it `wake`s somebody, which does.
         let lists = self.lists.lock();
         let polled = lists.poller.is_some() || cfg!(gopark_mutant = "idle_doze_no_poller");
-        polled && self.word.compare_exchange(idle, idle | DOZES, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        // The bit may be there still: a signal ended the last doze.
+        let dozes = |word: u32| (word & !DOZES == idle).then_some(idle | DOZES);
+        polled && self.word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, dozes).is_ok()
     }
 
     /// For whoever has been given a P. True: sysmon dozes, and the caller, one alone, starts its clock.
     pub(crate) fn rouse(&self) -> bool {
-        // Relaxed: it took the P out of the same word, after sysmon had found it there.
+        // Relaxed: the P was taken out of the same word, by the caller or by who handed it over, after sysmon had found it there.
         self.word.load(Ordering::Relaxed) & DOZES != 0 && self.word.fetch_and(!DOZES, Ordering::Relaxed) & DOZES != 0
     }
 

@@ -354,12 +354,13 @@ fn clock_of(clocks: &mut Vec<Clock>, id: MId) -> &mut Clock {
 }
 
 impl Seen {
-    /// What an M saw when it vouched for all, in the place of an own look: a poll that had just begun, or was about to.
+    /// What an M saw when it vouched for all, in the place of an own look: a poll that had just begun, or was about to. Where it
+    /// saw none, nobody held the P, and whoever does now is in it anew.
     fn believe(&mut self, mark: &Mark, clocks: &mut Vec<Clock>, at: u64) {
+        *self = Seen { last: self.last, ..Seen::default() };
         let Some(((id, tick), cpu)) = mark.get(at) else { return };
         clock_of(clocks, id).go_on(cpu, at);
-        let holder = Some(id);
-        *self = Seen { holder, tick, cpu, since: at, since_cpu: cpu, still: at, last: holder, ..Seen::default() };
+        *self = Seen { holder: Some(id), tick, cpu, since: at, since_cpu: cpu, still: at, last: Some(id), ..*self };
     }
 
     /// Looks at a P, and asks its M to look around.

@@ -32,15 +32,13 @@ const FIXED: u64 = 0;
 /// An M may glance at the others.
 pub(crate) struct Glance {
     due: u64,
-    now: u64,
     /// Somebody did so a moment ago: who is in another poll now has just begun it.
     pub(crate) fresh: bool,
 }
 
 impl Watchdog {
     pub(crate) fn new() -> io::Result<Watchdog> {
-        let [due, glanced, put_off] = [const { AtomicU64::new(0) }; 3];
-        Ok(Watchdog { timer: sys::timerfd()?, due, glanced, put_off })
+        Ok(Watchdog { timer: sys::timerfd()?, due: FIXED.into(), glanced: 0.into(), put_off: 0.into() })
     }
 
     /// For sysmon: it is to go off so long from now. If that is a whole tick, others may put it off.
@@ -67,20 +65,19 @@ impl Watchdog {
         let mine = soon
             && since >= GLANCE_NS
             && self.glanced.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok();
-        mine.then_some(Glance { due, now, fresh: since <= SOON_NS })
+        mine.then_some(Glance { due, fresh: since <= SOON_NS })
     }
 
     /// The tick begins again, if sysmon has not begun another; where it does so in this very moment, the clock may go off later
     /// than that says, but by a tick at most. `mark`: before anybody hears of it.
-    pub(crate) fn put_off(&self, glance: &Glance, mark: impl FnOnce(u64)) {
-        let (due, now) = (glance.due, glance.now);
-        if self.due.compare_exchange(due, now + TICK_NS, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-            mark(now);
+    pub(crate) fn put_off(&self, glance: &Glance, now: u64, mark: impl FnOnce()) {
+        if self.due.load(Ordering::Relaxed) == glance.due {
+            mark();
             self.start(now);
         }
     }
 
-    /// The same where every P was idle until now.
+    /// The tick begins. By itself, where every P was idle until now: then nothing is marked.
     pub(crate) fn start(&self, now: u64) {
         self.due.store(now + TICK_NS, Ordering::Relaxed);
         // Release pairs with the Acquire in `last_put_off`: with it come the marks.

@@ -259,7 +259,7 @@ fn wake_between_idle_runtimes() {
 /// Who waits when a runtime ends is woken with `RuntimeGone`, whoever it is; later operations get it at once.
 #[test]
 fn shutdown_and_waiters() {
-    let _alone = alone(30);
+    let alone = alone(30);
     for how in 0..3 {
         let (doomed, other) = (runtime(2), runtime(1));
         let (stream, peer) = doomed.block_on(std_pair());
@@ -336,6 +336,8 @@ fn shutdown_and_waiters() {
             assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 5);
         });
     }
+    // Two of the three do not wait for the last of the threads.
+    alone.wait();
 }
 
 /// Trap P10: a registration after the end of the runtime is refused.

@@ -828,7 +828,8 @@ fn call_back(stream: &TcpStream) {
     let _ = stream.try_write(b"from a waker");
     let _ = stream.writable().now_or_never();
     let mut reader = stream;
-    while Pin::new(&mut reader).poll_read(&mut Context::from_waker(&noop()), &mut [0; 64]).is_ready() {}
+    let mut read = || Pin::new(&mut reader).poll_read(&mut Context::from_waker(&noop()), &mut [0; 64]);
+    while matches!(read(), Poll::Ready(Ok(1..))) {}
     let mut readable = Box::pin(stream.readable());
     let _ = poll(&mut readable, &noop());
 }

@@ -245,10 +245,10 @@ fn hook_that_blocks() {
             here.read(&mut [0]).await.unwrap();
             write.await.unwrap().unwrap();
         });
-        gate.open();
-        rt.block_on(join_all(stuck)).into_iter().for_each(Result::unwrap);
         hook_gate.open();
         ids.extend(meant[1..].iter().map(|_| told.recv().unwrap().to_string()));
+        gate.open();
+        rt.block_on(join_all(stuck)).into_iter().for_each(Result::unwrap);
         ids.sort();
         meant.sort();
         assert_eq!(ids, meant);

@@ -425,7 +425,10 @@ impl Counted {
         let Counted { name, rt, started, stopped, .. } = self;
         drop(rt);
         assert_eq!(started.load(SeqCst), stopped.load(SeqCst));
-        assert_eq!(threads_named(name), 0, "of {name}");
+        // One that had retired, and that nobody joins, may be on its last steps.
+        while threads_named(name) > 0 {
+            thread::yield_now();
+        }
     }
 }
 

@@ -218,9 +218,11 @@ impl M {
         // At each of them, whatever is seen of the first.
         let stays = others().filter(|(p, m)| !p.mark.glance(poll(p, m)) || !glance.fresh).count();
         if stays == 0 && !sched.needs_sysmon() {
-            sched.watchdog.put_off(&glance, |now| {
-                held().for_each(|(p, m)| p.mark.set(now, poll(p, m), sys::thread_cpu_ns(m.thread())));
-                others().for_each(|(p, _)| p.attention.store(true, Ordering::Relaxed));
+            sched.watchdog.put_off(&glance, now, || {
+                for (p, m) in held() {
+                    p.mark.set(now, poll(p, m), sys::thread_cpu_ns(m.thread()));
+                    p.attention.store(true, Ordering::Relaxed);
+                }
             });
         }
     }
@@ -513,11 +515,12 @@ impl M {
 impl Sched {
     /// Is there anything that sysmon alone sees to, beside Ms that are stuck?
     pub(super) fn needs_sysmon(&self) -> bool {
-        let refused = [&self.no_thread_for_p, &self.no_thread_for_closure, &self.worker_runs_closure];
+        // Not `worker_runs_closure`: an M that looks around sees it, and one that goes idle sees the closure.
         self.stopping()
             || self.netpoll.has_batons()
             || !self.netpoll.foreign.is_empty()
-            || refused.iter().any(|refused| refused.load(Ordering::Relaxed))
+            || self.no_thread_for_p.load(Ordering::Relaxed)
+            || self.no_thread_for_closure.load(Ordering::Relaxed)
     }
 
     /// Queues a harvest for those who have a P. They look at the global queue once in a while only: what is due there does

@@ -328,6 +328,13 @@ pub fn alone(secs: u64) -> Alone {
 }
 
 impl Alone {
+    /// Waits until there are no more than at first: the threads of a runtime that nobody waited for close theirs when they end.
+    pub fn wait(&self) {
+        while !descriptors().is_subset(&self.before) {
+            std::thread::yield_now();
+        }
+    }
+
     /// Are there just so many descriptors more than at first?
     #[track_caller]
     pub fn check(&self, more: usize) {
