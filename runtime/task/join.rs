@@ -2,7 +2,7 @@
 
 use super::cell::{self, Failure};
 use super::g::{self, Header, TaskId};
-use super::state::{JoinDrop, Slot};
+use super::state::JoinDrop;
 use std::any::Any;
 use std::fmt;
 use std::io;
@@ -113,7 +113,7 @@ impl<T> JoinHandle<T> {
     }
 
     /// # Safety
-    /// The slot is the handle's: see `Slot`.
+    /// The slot is the handle's: see `State::reclaim_slot`.
     unsafe fn slot<R>(&self, f: impl FnOnce(&mut Option<Waker>) -> R) -> R {
         // SAFETY: the caller says so, and no other access is nested in any of the closures.
         self.header().join_waker.with_mut(|slot| f(unsafe { &mut *slot }))
@@ -125,17 +125,17 @@ impl<T> Future for JoinHandle<T> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let state = &self.header().state;
-        if let Slot::Mine = state.reclaim_slot() {
+        if state.reclaim_slot() {
             // Taken out while the new waker is cloned, which may panic: a slot that is not lent stays empty.
-            // SAFETY: `Mine`.
+            // SAFETY: the slot is ours.
             let mut waker = unsafe { self.slot(Option::take) };
             let mut stale = None;
             if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
                 stale = waker.replace(cx.waker().clone());
             }
-            // SAFETY: still `Mine`; and what is overwritten is None.
+            // SAFETY: still ours; and what is overwritten is None.
             unsafe { self.slot(|slot| *slot = waker) };
-            if let Slot::Lent = state.lend_slot() {
+            if state.lend_slot() {
                 return Poll::Pending;
             }
             // The task was faster and has not seen the waker.

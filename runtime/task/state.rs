@@ -75,17 +75,6 @@ pub(super) struct Completed {
     pub(super) join_waker: bool,
 }
 
-/// To whom the join waker's slot belongs, as the `JoinHandle` sees it.
-#[must_use]
-pub(super) enum Slot {
-    /// The `JoinHandle`: the task is not complete, and whoever completes it will not look.
-    Mine,
-    /// The thread that will complete the task.
-    Lent,
-    /// The task is complete, and the output can be taken. (`lend_slot`: the slot is still the `JoinHandle`'s.)
-    Complete,
-}
-
 /// What a `JoinHandle` that is dropped has to clean up.
 #[must_use]
 pub(super) enum JoinDrop {
@@ -160,21 +149,24 @@ impl State {
         self.0.load(Acquire) & COMPLETE != 0
     }
 
-    /// The `JoinHandle` wants to look at its slot. Returns `Mine` or `Complete`.
-    pub(super) fn reclaim_slot(&self) -> Slot {
+    /// The `JoinHandle` wants to look at its slot. True: the slot is its own, since whoever completes the task will not look.
+    /// False: the task is complete, and the output can be taken.
+    #[must_use]
+    pub(super) fn reclaim_slot(&self) -> bool {
         // Acquire pairs with `complete`'s Release, both times. Nobody else writes JOIN_WAKER, so the load's is exact.
         let mut state = self.0.load(Acquire);
         if state & (COMPLETE | JOIN_WAKER) == JOIN_WAKER {
             state = self.0.fetch_and(!JOIN_WAKER, Acquire);
         }
-        if state & COMPLETE == 0 { Slot::Mine } else { Slot::Complete }
+        state & COMPLETE == 0
     }
 
-    /// The `JoinHandle` has put a waker into its slot. Returns `Lent` or `Complete`.
-    pub(super) fn lend_slot(&self) -> Slot {
+    /// The `JoinHandle` has put a waker into its slot. True: the slot is now for the thread that will complete the task. False:
+    /// the task is complete, and the slot still the `JoinHandle`'s.
+    #[must_use]
+    pub(super) fn lend_slot(&self) -> bool {
         // Release publishes the waker to `complete`'s Acquire; Acquire pairs with `complete`'s Release (the output).
-        let before = self.0.fetch_or(JOIN_WAKER, AcqRel);
-        if before & COMPLETE == 0 { Slot::Lent } else { Slot::Complete }
+        self.0.fetch_or(JOIN_WAKER, AcqRel) & COMPLETE == 0
     }
 
     /// The `JoinHandle` goes away, usually at once after spawn: then its reference goes by the same operation.
