@@ -118,7 +118,7 @@ impl Sched {
             // Not even the first thread could be started, or all have ended and were waited for.
             return 0;
         }
-        while !threads.ended || threads.sysmon || threads.beside > 0 {
+        while !threads.ended || threads.beside > 0 {
             let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
             threads = match left {
                 // The last one counts itself out before it is done.

@@ -114,9 +114,7 @@ struct Threads {
     aside: usize,
     /// Ms that are about to end since there was nothing to do for long.
     retiring: usize,
-    /// Sysmon runs.
-    sysmon: bool,
-    /// Threads that do an errand in sysmon's place.
+    /// Threads that are no Ms: sysmon, and those that do an errand in its place.
     beside: usize,
     /// Somebody was told that no thread can be had.
     refusal_told: bool,

@@ -33,8 +33,8 @@ pub(crate) enum Orders {
     Exit,
 }
 
-/// So many threads that are no Ms do errands of sysmon's at a time.
-const BESIDE: usize = 8;
+/// So many threads that are no Ms there are at a time: sysmon, and those that do errands in its place.
+const BESIDE: usize = 9;
 /// So many tasks does the line on stderr name.
 const NAMED: usize = 4;
 
@@ -122,16 +122,22 @@ impl Sched {
         if let Some(Wakeup::Start(p)) = self.idle.wake() {
             self.start_m(Orders::Run(p))?;
         }
+        self.start_beside(Sched::sysmon)
+    }
+
+    /// Starts a thread that is no M: sysmon, or one that does an errand in its place.
+    fn start_beside(self: &Arc<Self>, life: impl FnOnce(&Arc<Sched>) + Send + 'static) -> io::Result<()> {
         let sched = self.clone();
-        let name = format!("{}-sysmon", self.thread_name());
         let main = move || {
-            sched.at_home(|| sched.sysmon());
-            sched.threads.lock().sysmon = false;
+            sched.at_home(|| life(&sched));
+            sched.threads.lock().beside -= 1;
             sched.ended.notify_all();
         };
         let mut threads = self.threads.lock();
+        threads.forget_ended();
+        let name = format!("{}-sysmon", self.thread_name());
         threads.handles.push(thread::Builder::new().name(name).spawn(main).map_err(no_thread)?);
-        threads.sysmon = true;
+        threads.beside += 1;
         Ok(())
     }
 
@@ -188,26 +194,15 @@ impl Sched {
     /// the caller's, if the system refuses that, or there are `BESIDE` already.
     pub(crate) fn run_beside(self: &Arc<Self>, errand: Errand) {
         let errand = Arc::new(Mutex::new(Some(errand)));
-        let (sched, there) = (self.clone(), errand.clone());
-        let main = move || {
-            sched.at_home(|| {
-                let errand = there.lock().take();
-                errand.into_iter().for_each(quietly);
-            });
-            sched.threads.lock().beside -= 1;
-            sched.ended.notify_all();
+        let run = move || {
+            let errand = errand.lock().take();
+            errand.into_iter().for_each(quietly);
         };
-        let mut threads = self.threads.lock();
-        threads.forget_ended();
-        let builder = thread::Builder::new().name(format!("{}-sysmon", self.thread_name()));
-        if let Some(handle) = (threads.beside < BESIDE).then(|| builder.spawn(main).ok()).flatten() {
-            threads.beside += 1;
-            threads.handles.push(handle);
-            return;
+        let there = run.clone();
+        let is_room = self.threads.lock().beside < BESIDE;
+        if !is_room || self.start_beside(move |_| there()).is_err() {
+            run();
         }
-        drop(threads);
-        let errand = errand.lock().take();
-        errand.into_iter().for_each(quietly);
     }
 
     fn thread_name(&self) -> &str {
