@@ -1,7 +1,7 @@
 //! Where another thread is: a signal makes it write down its own return addresses. Go asks its threads the same way, by
 //! SIGURG, to be preempted (runtime/signal_unix.go, `preemptM`): by default it does nothing, and debuggers let it pass.
 //!
-//! The handler calls nothing but the unwinder and futex(2), and touches nothing but one static.
+//! The handler calls nothing but the unwinder and futex(2), and touches nothing but three statics.
 //!
 //! Which frames are the task's is told by addresses and by files: names say little where functions are inlined.
 
@@ -16,22 +16,14 @@ use std::time::{Duration, Instant};
 
 /// How long the other thread may take to answer: one that waits in the kernel, and cannot be interrupted, does not.
 const PATIENCE: Duration = Duration::from_millis(100);
-const FRAMES: usize = 128;
 
-/// The one request, of whoever has `ASKING`.
-static REQUEST: Request = Request {
-    state: AtomicU32::new(NOBODY),
-    len: AtomicUsize::new(0),
-    frames: [const { AtomicUsize::new(0) }; FRAMES],
-};
+/// Whoever has it may ask.
 static ASKING: Mutex<()> = Mutex::new(());
-
-struct Request {
-    /// One of the below, or the number of the thread that is asked. The kernel's numbers are smaller.
-    state: AtomicU32,
-    len: AtomicUsize,
-    frames: [AtomicUsize; FRAMES],
-}
+/// One of the below, or the number of the thread that is asked. The kernel's numbers are smaller.
+static STATE: AtomicU32 = AtomicU32::new(NOBODY);
+/// The answer.
+static FRAMES: [AtomicUsize; 128] = [const { AtomicUsize::new(0) }; 128];
+static LEN: AtomicUsize = AtomicUsize::new(0);
 
 const NOBODY: u32 = 0;
 const WRITING: u32 = u32::MAX - 1;
@@ -49,26 +41,26 @@ pub(crate) fn backtrace_of(thread: i32) -> Option<String> {
     }
     let asked = thread as u32;
     // Release pairs with the Acquire in `answer`.
-    REQUEST.state.store(asked, Ordering::Release);
+    STATE.store(asked, Ordering::Release);
     // SAFETY: takes no pointer. A thread that has ended gives ESRCH.
     let sent = unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, libc::SIGURG) } == 0;
     let end = Instant::now() + PATIENCE;
     loop {
         // Acquire pairs with the Release at the end of `answer`.
-        let state = REQUEST.state.load(Ordering::Acquire);
+        let state = STATE.load(Ordering::Acquire);
         if state == WRITTEN {
             break;
         }
         let left = end.saturating_duration_since(Instant::now());
         let over = state == asked && (!sent || left.is_zero());
         // Relaxed: nothing was written.
-        if over && REQUEST.state.compare_exchange(asked, NOBODY, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+        if over && STATE.compare_exchange(asked, NOBODY, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
             return None;
         }
-        sys::futex_wait(&REQUEST.state, state, (state == asked).then_some(left));
+        sys::futex_wait(&STATE, state, (state == asked).then_some(left));
     }
-    let len = REQUEST.len.load(Ordering::Relaxed);
-    let frames = REQUEST.frames[..len].iter().map(|frame| frame.load(Ordering::Relaxed));
+    let len = LEN.load(Ordering::Relaxed);
+    let frames = FRAMES[..len].iter().map(|frame| frame.load(Ordering::Relaxed));
     Some(describe(frames))
 }
 
@@ -91,7 +83,7 @@ fn install() -> bool {
 extern "C" fn answer(_: c_int, _: *mut c_void, context: *const libc::ucontext_t) {
     let asked = sys::thread_id() as u32;
     // Acquire pairs with the Release in `backtrace_of`. SIGURG may come from elsewhere, or too late.
-    if REQUEST.state.compare_exchange(asked, WRITING, Ordering::Acquire, Ordering::Relaxed).is_err() {
+    if STATE.compare_exchange(asked, WRITING, Ordering::Acquire, Ordering::Relaxed).is_err() {
         return;
     }
     // SAFETY: errno is this thread's.
@@ -106,15 +98,15 @@ extern "C" fn answer(_: c_int, _: *mut c_void, context: *const libc::ucontext_t)
                 // All until here are the handler's own.
                 len = 0;
             }
-            REQUEST.frames[len].store(at, Ordering::Relaxed);
+            FRAMES[len].store(at, Ordering::Relaxed);
             len += 1;
-            len < FRAMES
+            len < FRAMES.len()
         });
     }
-    REQUEST.len.store(len, Ordering::Relaxed);
+    LEN.store(len, Ordering::Relaxed);
     // Release pairs with the Acquire in `backtrace_of`.
-    REQUEST.state.store(WRITTEN, Ordering::Release);
-    sys::futex_wake(&REQUEST.state, 1);
+    STATE.store(WRITTEN, Ordering::Release);
+    sys::futex_wake(&STATE, 1);
     // SAFETY: as above.
     unsafe { *libc::__errno_location() = errno };
 }
