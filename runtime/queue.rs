@@ -192,11 +192,7 @@ impl Global {
         true
     }
 
-    pub(crate) fn pop(&self) -> Option<G> {
-        if self.is_empty() { None } else { self.take_out() }
-    }
-
-    /// The same under the lock even if there is nothing: who queues something later sees what the caller has seen.
+    /// The first of all. Under the lock even if there is nothing: who queues something later sees what the caller has seen.
     pub(crate) fn take_out(&self) -> Option<G> {
         if cfg!(gopark_mutant = "queue_out_no_lock") && self.is_empty() {
             return None;
@@ -305,7 +301,7 @@ mod tests {
         q.local.refill(&q.global, 100);
         q.run_local();
         q.local.refill(&q.global, 1);
-        assert!(q.local.pop().is_none() && q.global.pop().is_none());
+        assert!(q.local.pop().is_none() && q.global.take_out().is_none());
         q.end();
     }
 

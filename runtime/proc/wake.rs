@@ -382,7 +382,7 @@ impl M {
         let mut wanted = false;
         while !wanted && sched.closures_wait() && !sched.stopping() && sched.places.take() {
             while !wanted && !sched.stopping() {
-                let Some(g) = sched.blocking.pop() else { break };
+                let Some(g) = sched.blocking.take_out() else { break };
                 g.finish();
                 wanted = sched.tasks_want_a_thread();
             }
