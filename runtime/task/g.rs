@@ -43,7 +43,7 @@ pub(super) struct Vtable {
     pub(super) dealloc: unsafe fn(NonNull<Header>),
 }
 
-// These four take a pointer, not `&self`: a reference that is an argument has to stay valid until its function returns,
+// These take a pointer, not `&self`: a reference that is an argument has to stay valid until its function returns,
 // and here another thread may free the task before that.
 
 /// Hands the `G` that a wake or an abort made, if it made one, to the task's scheduler.
@@ -55,13 +55,6 @@ pub(super) unsafe fn submit(task: NonNull<Header>, notify: Notify) {
         // SAFETY: the caller's reference keeps the task; `Submit` is the right to make its G.
         unsafe { (task.as_ref().vtable.schedule)(task, G(task)) }
     }
-}
-
-/// # Safety
-/// The caller holds a reference.
-pub(super) unsafe fn abort(task: NonNull<Header>) {
-    // SAFETY: the caller's reference keeps the task throughout.
-    unsafe { submit(task, task.as_ref().state.abort()) }
 }
 
 /// # Safety

@@ -34,7 +34,7 @@ macro_rules! handle {
             /// ```
             pub fn abort(&self) {
                 // SAFETY: the handle holds a reference.
-                unsafe { g::abort(self.task) }
+                unsafe { g::submit(self.task, self.header().state.abort()) }
             }
 
             /// Whether the task is done: an await of its `JoinHandle` would not wait. An aborted task is not, until its
