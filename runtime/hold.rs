@@ -11,7 +11,6 @@ use super::sys;
 use std::ptr;
 
 /// The holder; null while the P is idle. An M's shared part lives as long as the scheduler.
-#[derive(Debug)]
 pub(crate) struct Hold<M>(AtomicPtr<M>);
 
 impl<M> Hold<M> {

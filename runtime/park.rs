@@ -11,7 +11,6 @@ const TOKEN: u32 = 1;
 const PARKED: u32 = 2;
 
 /// Makes one thread sleep until another gives it the token. A token given early is kept; two are one.
-#[derive(Debug)]
 pub(crate) struct Parker {
     state: Futex,
 }

@@ -5,7 +5,6 @@ use super::sync::{AtomicU32, Ordering, fence_unless};
 
 /// Who has queued a closure looks for a free place; who gives one back looks at the queue again. A `fence(SeqCst)` lies
 /// in the middle of both, so one of the two sees the other.
-#[derive(Debug)]
 pub(crate) struct Places {
     taken: AtomicU32,
     limit: u32,

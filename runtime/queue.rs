@@ -24,7 +24,6 @@ pub(crate) struct Local {
 }
 
 /// Everybody else's side.
-#[derive(Debug)]
 pub(crate) struct Remote {
     stealer: Stealer<G>,
     due: Stealer<G>,

@@ -22,7 +22,6 @@ mod imp {
     }
 
     /// std's `UnsafeCell` with loom's way of access.
-    #[derive(Debug)]
     pub(crate) struct UnsafeCell<T>(std::cell::UnsafeCell<T>);
 
     impl<T> UnsafeCell<T> {
@@ -42,7 +41,6 @@ mod imp {
     }
 
     /// A word that a thread can sleep on: futex(2).
-    #[derive(Debug)]
     pub(crate) struct Futex {
         pub(crate) word: AtomicU32,
     }

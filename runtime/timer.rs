@@ -48,7 +48,6 @@ impl Clock {
 }
 
 /// The same for one thread, and without sums: what lies two seconds ahead takes a comparison and the coarse clock.
-#[derive(Debug)]
 pub(crate) struct Horizon {
     /// Has not come while the coarse clock is below `until`.
     at: Cell<Instant>,
@@ -77,7 +76,6 @@ impl Horizon {
 }
 
 /// What happens when the time has come.
-#[derive(Debug)]
 pub(crate) enum What {
     Wake(Waker),
     Alarm(Alarm),
@@ -92,14 +90,13 @@ pub(crate) struct Key {
 }
 
 /// One heap, for any thread.
-#[derive(Debug)]
 pub(crate) struct Timers {
     /// When the first entry is due: a look without the lock. Changed under it.
     next_when: AtomicU64,
     heap: Mutex<Heap>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Heap {
     queue: BinaryHeap<Reverse<(u64, u32, NonZeroU32)>>,
     slots: Vec<Slot>,
@@ -109,7 +106,6 @@ struct Heap {
     gone: bool,
 }
 
-#[derive(Debug)]
 struct Slot {
     generation: NonZeroU32,
     /// `None` where it is free, and where it is claimed for a note.

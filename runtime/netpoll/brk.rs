@@ -8,7 +8,7 @@ const SENT: u32 = 1;
 ///
 /// While it says so, either the write is still to come or the event still lies in the kernel: only the harvest of the
 /// event takes it back. A break that is sent when nobody sleeps ends the next sleep, for nothing.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Break {
     sig: AtomicU32,
     /// Harvested by a poll that does not wait: the next that would wait must not. Touched by who holds `polling`.

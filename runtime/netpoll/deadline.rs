@@ -21,7 +21,6 @@ const ARMED: u64 = 1 << 63;
 const NONE: u64 = ARMED - 1;
 
 /// See the head of the file.
-#[derive(Debug)]
 pub(crate) struct Deadline {
     /// ARMED and the deadline. All accesses are Relaxed: the word stands for itself, and what follows from it is ordered
     /// by the lock below and by the slots.

@@ -39,7 +39,6 @@ pub(crate) const MAX_INDEX: u32 = u32::MAX / 4;
 /// table's lock only.
 ///
 /// Four cache lines; an edge for readers touches the first alone, a write for which there is room the second.
-#[derive(Debug)]
 #[repr(C)]
 pub(crate) struct PollDesc {
     /// One for each [`Side`].
@@ -84,13 +83,12 @@ const EQUALS: u32 = 8;
 const BLOCKS: usize = place(MAX_INDEX).0 + 1;
 
 /// All descriptors of one netpoller.
-#[derive(Debug)]
 pub(crate) struct Table {
     blocks: [OnceLock<Box<[PollDesc]>>; BLOCKS],
     alloc: Mutex<Alloc>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Alloc {
     free: Vec<u32>,
     used: u32,

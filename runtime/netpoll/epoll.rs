@@ -29,7 +29,6 @@ pub(crate) enum Event {
 }
 
 /// An epoll instance with its eventfd.
-#[derive(Debug)]
 pub(crate) struct Epoll {
     ep: OwnedFd,
     /// Go's `netpollEventFd`. Registered edge-triggered and never read: every write to an eventfd wakes its waiters

@@ -87,13 +87,12 @@ pub(crate) type Ticket = u32;
 /// The ticket of all `poll_*` methods, which have no end: every distinct waker is kept, and a turn wakes all of them.
 const POLL: Ticket = u32::MAX;
 
-#[derive(Debug)]
 struct Entry {
     ticket: Ticket,
     waker: Waker,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Waiters {
     first: Option<Entry>,
     /// Behind the first, and while that has its turn.
@@ -105,7 +104,6 @@ struct Waiters {
 }
 
 /// One direction of one descriptor, in a cache line of its own.
-#[derive(Debug)]
 #[repr(align(64))]
 pub(crate) struct Slot {
     word: AtomicU64,

@@ -5,7 +5,7 @@ use crate::runtime::timer::NEVER;
 
 /// What the M that has the poller's place (idle.rs) says to whoever adds a timer, in the runtime's nanoseconds. All
 /// accesses are Relaxed: the fences order them.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct PollUntil(AtomicU64);
 
 impl PollUntil {

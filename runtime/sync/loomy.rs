@@ -18,7 +18,6 @@ impl<T> Mutex<T> {
 
 pub(crate) use loom::cell::UnsafeCell;
 
-#[derive(Debug)]
 pub(crate) struct Futex {
     pub(crate) word: AtomicU32,
     sleepers: loom::sync::Mutex<()>,

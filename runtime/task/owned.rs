@@ -26,7 +26,6 @@ use std::mem;
 use std::num::NonZeroU32;
 use std::ptr::NonNull;
 
-#[derive(Debug)]
 pub(crate) struct OwnedTasks {
     /// As many as a power of two.
     shards: Box<[Shard]>,
@@ -35,11 +34,10 @@ pub(crate) struct OwnedTasks {
 }
 
 /// Two cache lines, because x86 fetches them in pairs.
-#[derive(Debug)]
 #[repr(align(128))]
 struct Shard(Mutex<List>);
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct List {
     /// In no order. The list holds one reference to each, and each knows its place.
     tasks: Vec<NonNull<Header>>,

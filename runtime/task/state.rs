@@ -34,7 +34,6 @@ const SPAWNED: usize = NOTIFIED | JOIN_INTEREST | (2 * REF_ONE);
 /// How a wake is ordered; see [`State::notify`].
 const WAKE: Ordering = if cfg!(gopark_mutant = "task_wake_relaxed") { Relaxed } else { AcqRel };
 
-#[derive(Debug)]
 #[repr(transparent)]
 pub(super) struct State(AtomicUsize);
 
