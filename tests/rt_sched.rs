@@ -5,6 +5,7 @@ mod support;
 
 use futures::task::AtomicWaker;
 use gopark::net::{TcpListener, TcpStream};
+use gopark::time::sleep;
 use gopark::{Builder, Handle, Runtime};
 use std::future::poll_fn;
 use std::io::{Read, Write};
@@ -372,6 +373,44 @@ fn queue_behind_a_stuck_task_and_a_busy_worker() {
     rt.block_on(stuck).unwrap();
     stop.store(true, SeqCst);
     rt.block_on(busy).unwrap();
+}
+
+/// A worker whose tasks took next to nothing looks around seldom. It vouches for itself while longer ones run, and looks around
+/// as often as sysmon would have had it do.
+#[test]
+fn timer_behind_longer_tasks_than_before() {
+    let _watchdog = watchdog(60);
+    let rt = runtime(1);
+    for _ in 0..10 {
+        rt.run(async {
+            for _ in 0..3 {
+                for _ in 0..500 {
+                    gopark::yield_now().await;
+                }
+                sleep(Duration::from_millis(3)).await;
+            }
+            for _ in 0..140 {
+                sleep(Duration::from_micros(600)).await;
+            }
+        });
+        let behind = rt.run(async {
+            let ran = Arc::new(AtomicUsize::new(0));
+            let there = ran.clone();
+            let timer = gopark::spawn(async move {
+                sleep(Duration::from_millis(2)).await;
+                there.load(SeqCst)
+            });
+            for _ in 0..100 {
+                let ran = ran.clone();
+                drop(gopark::spawn(async move {
+                    compute(Duration::from_micros(600));
+                    ran.fetch_add(1, SeqCst);
+                }));
+            }
+            timer.await.unwrap()
+        });
+        assert!(behind < 30, "behind {behind} of 100");
+    }
 }
 
 /// A thousand tasks, or a hundred, which have to be stolen from the local queue, are not left to one worker.

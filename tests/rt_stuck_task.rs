@@ -9,8 +9,9 @@ use gopark::{Builder, Runtime, StuckTask};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, channel};
+use std::thread;
 use std::time::Instant;
-use support::{Gate, looks_of, watchdog};
+use support::{Gate, looks_of, thread_named, watchdog};
 
 /// A runtime, and what its hook is told.
 fn told(workers: usize) -> (Runtime, Receiver<StuckTask>) {
@@ -99,6 +100,83 @@ fn nobody_is_looked_at_while_all_is_well() {
         }
     });
     rt.block_on(well).unwrap();
+}
+
+/// A poll that gives its worker away and comes back is not told of for what lay between, though another worker has vouched
+/// for all meanwhile.
+#[test]
+fn poll_that_steps_aside_beside_a_worker_that_is_well() {
+    let _watchdog = watchdog(60);
+    let (rt, told) = told(3);
+    let ticks = rt.spawn(async {
+        loop {
+            use_cpu(Duration::from_micros(50));
+            gopark::yield_now().await;
+        }
+    });
+    for _ in 0..40 {
+        let aside = rt.spawn(async {
+            use_cpu(Duration::from_millis(4));
+            gopark::block_in_place(|| use_cpu(Duration::from_millis(60)));
+            use_cpu(Duration::from_millis(4));
+        });
+        rt.block_on(aside).unwrap();
+    }
+    ticks.abort();
+    drop(rt);
+    assert!(told.try_recv().is_err());
+}
+
+/// Waits until that sysmon does not look any more.
+fn dozes(sysmon: &str) {
+    let mut before = u64::MAX;
+    while std::mem::replace(&mut before, looks_of(sysmon)) != before {
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// An idle machine is not looked at: not after a signal either, nor after a closure for which no thread was to be had.
+#[test]
+fn nobody_looks_at_an_idle_machine() {
+    extern "C" fn nothing(_: libc::c_int) {}
+    let _watchdog = watchdog(60);
+    let rt = Builder::new().workers(1).max_threads(0).thread_name("idle").build().unwrap();
+    rt.run(async {});
+    dozes("idle-sysmon");
+
+    // SAFETY: all zeros are a valid sigaction, and the handler does nothing. Without SA_RESTART, it ends a wait.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = nothing as *const () as usize;
+        assert_eq!(libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut()), 0);
+    }
+    let before = looks_of("idle-sysmon");
+    let thread: i32 = thread_named("idle-sysmon").unwrap().file_name().unwrap().to_str().unwrap().parse().unwrap();
+    // SAFETY: takes no pointer.
+    assert_eq!(unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, libc::SIGUSR1) }, 0);
+    while looks_of("idle-sysmon") == before {
+        thread::yield_now();
+    }
+    dozes("idle-sysmon");
+
+    let (gate, begun) = (Arc::new(Gate::default()), Arc::new(Gate::default()));
+    let (there, begins) = (gate.clone(), begun.clone());
+    let aside = rt.spawn(async move {
+        gopark::block_in_place(|| {
+            begins.open();
+            there.wait();
+        });
+    });
+    begun.wait();
+    let closure = rt.spawn_blocking(|| ());
+    // Sysmon has tried to start a thread for it more than once.
+    let before = looks_of("idle-sysmon");
+    while looks_of("idle-sysmon") < before + 5 {
+        thread::yield_now();
+    }
+    gate.open();
+    rt.block_on(async { (aside.await.unwrap(), closure.await.unwrap()) });
+    dozes("idle-sysmon");
 }
 
 /// Also where no P is ever taken.
@@ -261,6 +339,13 @@ fn cpu_time() -> Duration {
     // SAFETY: `ts` outlives the call.
     assert_eq!(unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut ts) }, 0);
     Duration::new(ts.tv_sec as u64, ts.tv_nsec as u32)
+}
+
+fn use_cpu(time: Duration) {
+    let before = cpu_time();
+    while cpu_time() - before < time {
+        std::hint::spin_loop();
+    }
 }
 
 fn compute(steps: u64) -> u64 {

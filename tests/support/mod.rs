@@ -82,13 +82,17 @@ impl Gate {
     }
 }
 
+/// What /proc has of the thread of that name.
+pub fn thread_named(name: &str) -> Option<PathBuf> {
+    let mut tasks = std::fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path());
+    tasks.find(|task| std::fs::read_to_string(task.join("comm")).is_ok_and(|comm| comm.trim_end() == name))
+}
+
 /// How often that sysmon has looked, by how often it has waited, as the kernel counts.
 pub fn looks_of(sysmon: &str) -> u64 {
-    let mut tasks = std::fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path());
-    let read = |file: PathBuf| std::fs::read_to_string(file).unwrap_or_default();
     // It has no name before it runs.
-    let thread = tasks.find(|task| read(task.join("comm")).trim_end() == sysmon);
-    let status = thread.map(|task| read(task.join("status"))).unwrap_or_default();
+    let status = thread_named(sysmon).and_then(|task| std::fs::read_to_string(task.join("status")).ok());
+    let status = status.unwrap_or_default();
     let waits = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
     waits.map_or(0, |waits| waits.trim().parse().unwrap())
 }
