@@ -127,7 +127,7 @@ impl Table {
         let indices = || first(block as u32)..first(block as u32 + 1);
         let desc = &self.blocks[block].get_or_init(|| indices().map(PollDesc::new).collect())[offset];
         for (slot, start) in desc.slots.iter().zip([start, start, Start::Try]) {
-            slot.open(slot.id().fdseq, start);
+            slot.open(start);
         }
         Some(desc.id())
     }

@@ -120,12 +120,12 @@ impl Slot {
         Slot { word: AtomicU64::new(CLOSED), waiters: UnsafeCell::new(Waiters::default()), id }
     }
 
-    /// Takes the slot into use for generation `fdseq`. The caller owns the descriptor alone.
-    pub(crate) fn open(&self, fdseq: u32, start: Start) {
+    /// Takes the slot into use. The caller owns the descriptor alone.
+    pub(crate) fn open(&self, start: Start) {
         // A baton of an earlier generation may still come by and look: not without the lock.
-        self.lock();
+        let word = self.lock();
         // Release pairs with the Acquire of whoever comes by way of the descriptor's name; it gives the lock back.
-        self.word.store(u64::from(fdseq) << FDSEQ | start as u64, Ordering::Release);
+        self.word.store(u64::from(fdseq_of(word)) << FDSEQ | start as u64, Ordering::Release);
     }
 
     /// Before a system call: NIL first, so that an edge that comes during the call is not lost. `None`: the kernel had nothing

@@ -18,13 +18,13 @@ struct Read {
     timers: Timers,
 }
 
-const SEQ: u32 = 7;
+const SEQ: u32 = 0;
 
 impl Read {
     /// A direction with its deadline at 10.
     fn new() -> Arc<Read> {
         let slot = Slot::new(0);
-        slot.open(SEQ, Start::Nil);
+        slot.open(Start::Nil);
         let read = Arc::new(Read { slot, deadline: Deadline::new(), timers: Timers::new() });
         read.set(10, false);
         read
@@ -137,7 +137,7 @@ fn a_late_timer_and_the_next_generation() {
         let mut list = WakeList::default();
         read.slot.retire(&mut list);
         read.deadline.retire(&read.timers);
-        read.slot.open(SEQ + 1, Start::Nil);
+        read.slot.open(Start::Nil);
         read.set(15, false);
         timer.join().unwrap();
         // The second deadline's timer may have come in the same round; then it has passed.

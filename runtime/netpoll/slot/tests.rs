@@ -49,14 +49,20 @@ struct Rigged {
 }
 
 const SEQ: u32 = u32::MAX;
+/// A slot in the last generation before the number begins anew.
+fn open(start: Start) -> Slot {
+    let slot = Slot::new(4);
+    slot.word.store(u64::from(SEQ) << FDSEQ | CLOSED, Ordering::Relaxed);
+    slot.open(start);
+    slot
+}
+
 /// A generation that is over.
 const LATE: u32 = 1;
 
 impl Rigged {
     fn new(start: Start) -> Rigged {
-        let slot = Slot::new(4);
-        slot.open(SEQ, start);
-        Rigged { slot, batons: Vec::new() }
+        Rigged { slot: open(start), batons: Vec::new() }
     }
 
     fn serve<R>(&mut self, f: impl FnOnce(&Slot, &mut WakeList) -> R) -> R {
@@ -173,7 +179,7 @@ fn cut_edge_and_begin() {
         slot.finish();
     }
     slot.retire();
-    slot.slot.open(0, Start::Try);
+    slot.slot.open(Start::Try);
     assert_eq!(slot.slot.begin(), Ok(Some(Go { cut: false })));
 }
 
@@ -456,7 +462,7 @@ fn retire_drops_what_waits() {
     slot.retire();
     assert_eq!(polls.each_ref().map(Op::copies), [0; 3]);
     assert_eq!(slot.slot.ready(), Err(Shut::Closed));
-    slot.slot.open(0, Start::Nil);
+    slot.slot.open(Start::Nil);
     assert_eq!(slot.slot.ready(), Ok(false));
     // Trap P1: of the generation before, which is the highest number.
     slot.serve(|slot, list| slot.edge(SEQ, true, list));
@@ -492,8 +498,7 @@ impl Drop for Meddler {
 
 #[test]
 fn wake_and_drop_that_come_back() {
-    let shared = Arc::new((Slot::new(0), AtomicUsize::new(0)));
-    shared.0.open(SEQ, Start::Nil);
+    let shared = Arc::new((open(Start::Nil), AtomicUsize::new(0)));
     let mut list = WakeList::default();
     let mut tickets = [0; 3];
     for ticket in &mut tickets {
@@ -534,8 +539,7 @@ fn reader(rig: &Arc<Rig>, slot: &Arc<Slot>, reads: usize) -> JoinHandle<()> {
 #[test]
 fn own_waker_is_kept_and_dropped_once() {
     let rig = Rig::new();
-    let slot = Arc::new(Slot::new(0));
-    slot.open(SEQ, Start::Nil);
+    let slot = Arc::new(open(Start::Nil));
     let mut list = WakeList::default();
     for reads in [3, 1, 2] {
         let join = reader(&rig, &slot, reads);
@@ -559,8 +563,7 @@ fn own_waker_is_kept_and_dropped_once() {
 #[test]
 fn own_and_foreign_waiters() {
     let rig = Rig::new();
-    let slot = Arc::new(Slot::new(0));
-    slot.open(SEQ, Start::Nil);
+    let slot = Arc::new(open(Start::Nil));
     let joins = [reader(&rig, &slot, 1), reader(&rig, &slot, 1)];
     rig.run_all();
     let mut op = Op::new();
