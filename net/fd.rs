@@ -71,7 +71,7 @@ impl<A, B> Transfer for (A, B) {}
 impl<A> Transfer for Received<A> {}
 
 impl<T: AsFd> Fd<T> {
-    /// Registers `io`, which must not block, where [`Gate::open`] says.
+    /// Registers `io` where [`Gate::open`] says. It must not block by the time of the first operation.
     #[track_caller]
     pub(crate) fn new(io: T, start: Start, by: Option<&Gate>) -> io::Result<Self> {
         // SAFETY: `io` keeps it open: it goes after the gate, what it may have borrowed outlives both, and nobody gets more

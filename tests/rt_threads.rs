@@ -171,11 +171,12 @@ fn nested_calls_at_the_bound() {
 fn block_on_at_the_bound_after_a_rest() {
     let _watchdog = watchdog(60);
     let rt = Builder::new().workers(1).max_threads(0).build().unwrap();
-    for rest in 48..60 {
-        // Sysmon is fast asleep by then (`QUIET` times `TICK_NS` of sysmon.rs, 50 ms), and begins to count when it is woken.
-        thread::sleep(Duration::from_millis(120));
+    for rest in (3_000..8_000).step_by(100) {
+        // Sysmon dozes by then; its clock starts with the next task, and 5 ms later (`TICK_NS` of watchdog.rs) it looks, and
+        // would doze again.
+        thread::sleep(Duration::from_millis(20));
         rt.run(async {});
-        thread::sleep(Duration::from_millis(rest));
+        thread::sleep(Duration::from_micros(rest));
         rt.run(async { gopark::block_on(sleep(Duration::from_millis(1))) });
     }
 }

@@ -47,7 +47,7 @@ pub(crate) struct Netpoll {
     events: UnsafeCell<Events>,
     brk: Break,
     pub(crate) until: PollUntil,
-    /// Somebody has polled since sysmon last looked (Go's `sched.lastpoll` holds the time).
+    /// Somebody has polled since sysmon last looked (Go's `sched.lastpoll` holds the time). Relaxed: it stands for itself.
     polled: AtomicBool,
     pub(crate) clock: Clock,
     /// Deadlines and other alarms of descriptors. Go keeps them with the Ps' timers; but here a socket may be used where
@@ -55,7 +55,8 @@ pub(crate) struct Netpoll {
     timers: Timers,
     pub(crate) foreign: Foreign,
     batons: Mutex<Vec<SlotId>>,
-    /// How many `batons` there are, so that nobody takes the lock for none.
+    /// How many `batons` there are, so that nobody takes the lock for none. Relaxed: an M that adds some comes to them itself
+    /// before it goes idle; for anybody else's the break that follows ends the poller's wait (brk.rs orders that).
     baton_count: AtomicUsize,
 }
 

@@ -201,7 +201,7 @@ fn what_one_operation_leaves_wakes_the_other() {
         let socket = Socket::new(Start::Try, 2);
         let other = with(&socket, Socket::begin);
         let op = socket.begin();
-        [other.join().unwrap(), op].map(|op| socket.settle(op));
+        [other.join().unwrap(), op].into_iter().for_each(|op| socket.settle(op));
     });
 }
 
@@ -214,7 +214,7 @@ fn an_edge_during_a_read_wakes_who_waits() {
         let other = with(&socket, Socket::begin);
         let op = socket.begin();
         kernel.join().unwrap();
-        [other.join().unwrap(), op].map(|op| socket.settle(op));
+        [other.join().unwrap(), op].into_iter().for_each(|op| socket.settle(op));
     });
 }
 
