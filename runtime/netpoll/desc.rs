@@ -47,6 +47,9 @@ pub(crate) struct PollDesc {
     deadlines: [Deadline; 2],
 }
 
+#[cfg(not(gopark_loom))]
+const _: () = assert!(size_of::<PollDesc>() == 256);
+
 impl PollDesc {
     fn new(index: u32) -> Self {
         let slots = [Side::Read, Side::Write, Side::WriteLock].map(|side| Slot::new(index * 4 + side as u32));

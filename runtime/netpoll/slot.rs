@@ -92,14 +92,13 @@ struct Entry {
     waker: Waker,
 }
 
-#[derive(Default)]
 struct Waiters {
+    /// The head of the queue, if `armed`; else a waker of one of gopark's own tasks, kept for when it waits again,
+    /// which then costs no reference count.
     first: Option<Entry>,
-    /// Behind the first, and while that has its turn.
+    armed: bool,
     #[expect(clippy::box_collection, reason = "rarely there, and 8 bytes instead of 32 in every slot")]
     more: Option<Box<VecDeque<Entry>>>,
-    /// Of one of gopark's own tasks, for when it waits again, which then costs no reference count.
-    kept: Option<Waker>,
     tickets: Ticket,
 }
 
@@ -117,7 +116,8 @@ unsafe impl Sync for Slot {}
 
 impl Slot {
     pub(crate) fn new(id: u32) -> Self {
-        Slot { word: AtomicU64::new(CLOSED), waiters: UnsafeCell::new(Waiters::default()), id }
+        let waiters = Waiters { first: None, armed: false, more: None, tickets: 0 };
+        Slot { word: AtomicU64::new(CLOSED), waiters: UnsafeCell::new(waiters), id }
     }
 
     /// Takes the slot into use. The caller owns the descriptor alone.
@@ -264,7 +264,7 @@ impl Slot {
         // SAFETY: this thread holds the lock.
         self.waiters.with_mut(|w| unsafe {
             (*w).take_all(list);
-            list.drop_later((*w).kept.take());
+            list.drop_later((*w).first.take().map(|e| e.waker));
             (*w).more = None;
         });
         let next = u64::from(fdseq_of(word).wrapping_add(1)) << FDSEQ | CLOSED;
@@ -336,7 +336,7 @@ fn fdseq_of(word: u64) -> u32 {
 
 impl Waiters {
     fn is_empty(&self) -> bool {
-        self.first.is_none() && self.more.as_ref().is_none_or(|m| m.is_empty())
+        !self.armed && self.more.as_ref().is_none_or(|m| m.is_empty())
     }
 
     fn add(&mut self, op: Option<&mut Ticket>, waker: &Waker, foreign: Option<Waker>, list: &mut WakeList) {
@@ -353,8 +353,9 @@ impl Waiters {
         // A new one is not there yet.
         if ticket == POLL || again {
             let same = |e: &&mut Entry| e.ticket == ticket && (ticket != POLL || e.waker.will_wake(waker));
+            let armed = self.first.as_mut().filter(|_| self.armed);
             let more = self.more.iter_mut().flat_map(|m| m.iter_mut());
-            if let Some(entry) = self.first.iter_mut().chain(more).find(same) {
+            if let Some(entry) = armed.into_iter().chain(more).find(same) {
                 if entry.waker.will_wake(waker) {
                     list.drop_later(foreign);
                 } else {
@@ -368,29 +369,33 @@ impl Waiters {
         let is_later = |e: &Entry| e.ticket != POLL && (e.ticket.wrapping_sub(ticket) as i32) > 0;
         let place = |m: &VecDeque<_>| again.then(|| m.iter().position(is_later)).flatten().unwrap_or(m.len());
         let at = self.more.as_ref().map_or(0, |more| place(more));
-        let waker = match self.kept.take() {
-            Some(kept) if kept.will_wake(waker) => kept,
-            // Whoever waited here before is kept no longer.
-            other => {
-                list.drop_later(other);
-                foreign.unwrap_or_else(|| waker.clone())
+        if !self.armed && at == 0 {
+            match &mut self.first {
+                Some(kept) if kept.waker.will_wake(waker) => {
+                    kept.ticket = ticket;
+                    list.drop_later(foreign);
+                }
+                first => {
+                    let new = Entry { ticket, waker: foreign.unwrap_or_else(|| waker.clone()) };
+                    list.drop_later(first.replace(new).map(|e| e.waker));
+                }
             }
-        };
-        let mut entry = Entry { ticket, waker };
-        match &mut self.first {
-            first @ None if at == 0 => return *first = Some(entry),
-            Some(head) if again && is_later(head) => std::mem::swap(head, &mut entry),
-            _ => {}
+            self.armed = true;
+            return;
+        }
+        let mut entry = Entry { ticket, waker: foreign.unwrap_or_else(|| waker.clone()) };
+        if let Some(head) = self.first.as_mut().filter(|head| self.armed && again && is_later(head)) {
+            std::mem::swap(head, &mut entry);
         }
         self.more.get_or_insert_default().insert(at, entry);
     }
 
     /// Takes out a waiting operation. False: it does not wait, so it was chosen.
     fn remove(&mut self, ticket: Ticket, list: &mut WakeList) -> bool {
-        if let Some(Entry { waker, .. }) = self.first.take_if(|e| e.ticket == ticket) {
-            // Another executor's is kept for nobody.
-            let own = task::from_waker(&waker).is_some();
-            list.drop_later(if own { self.kept.replace(waker) } else { Some(waker) });
+        if self.armed && self.first.as_ref().is_some_and(|e| e.ticket == ticket) {
+            self.armed = false;
+            // Another executor's waker is kept for nobody.
+            list.drop_later(self.first.take_if(|e| task::from_waker(&e.waker).is_none()).map(|e| e.waker));
             return true;
         }
         let Some(more) = &mut self.more else { return false };
@@ -401,8 +406,11 @@ impl Waiters {
 
     /// Wakes the first operation and every `poll_*`.
     fn take_turn(&mut self, list: &mut WakeList) {
-        let mut op_chosen = self.first.as_ref().is_some_and(|e| e.ticket != POLL);
-        self.wake_first(list);
+        let mut op_chosen = false;
+        if self.armed {
+            op_chosen = self.first.as_ref().is_some_and(|e| e.ticket != POLL);
+            self.wake_first(list);
+        }
         let Some(more) = &mut self.more else { return };
         let mut at = 0;
         while at < more.len() {
@@ -418,19 +426,21 @@ impl Waiters {
     }
 
     fn take_all(&mut self, list: &mut WakeList) {
-        self.wake_first(list);
+        if self.armed {
+            self.wake_first(list);
+        }
         for entry in self.more.iter_mut().flat_map(|m| m.drain(..)) {
             list.wake(entry.waker);
         }
     }
 
-    /// Wakes the first, if there is one. An own task's waker stays for its next wait.
+    /// Wakes the armed head. An own task's waker stays for its next wait.
     fn wake_first(&mut self, list: &mut WakeList) {
-        let Some(Entry { waker, .. }) = self.first.take() else { return };
-        if list.wake_own(&waker) {
-            list.drop_later(self.kept.replace(waker));
-        } else {
-            list.wake(waker);
+        self.armed = false;
+        if self.first.as_ref().is_some_and(|e| !list.wake_own(&e.waker)) {
+            if let Some(entry) = self.first.take() {
+                list.wake(entry.waker);
+            }
         }
     }
 }
