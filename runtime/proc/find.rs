@@ -1,23 +1,20 @@
 //! How an M finds its next task: Go's `findRunnable`, cut into the steps it is made of.
 
-use super::{M, MShared, P, Sched};
+use super::{M, Sched};
 use crate::runtime::idle::{Back, PId, Role};
 use crate::runtime::netpoll::BATCH;
 use crate::runtime::queue::Local;
-use crate::runtime::sys;
 use crate::runtime::task::{G, GList};
 use crate::runtime::timer::NEVER;
 use crate::runtime::wake_list::WakeList;
-use crate::runtime::watchdog::GLANCE_NS;
 use std::cell::Cell;
-use std::ptr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Every so many tasks an M looks at the clock, and at what is not in its own queue. Go's number.
 const CHECK_TICKS: u32 = 61;
 /// It looks more often if that many tasks take longer than this.
-const CHECK_NS: u64 = 250_000;
+pub(super) const CHECK_NS: u64 = 250_000;
 /// It asks the network if nothing else has made it do so for this long. Each time costs a system call.
 const POLL_NS: u64 = 500_000;
 /// But not before all has run that was queued when it asked last, unless that takes so long. A task that it found would only
@@ -28,9 +25,6 @@ const PATIENCE_NS: u64 = 5_000_000;
 const STREAK: u32 = 3;
 /// A harvest wakes another M if it holds more work than this one does in so long a time.
 const BACKLOG_NS: u64 = 1_000_000;
-/// After how many tasks at the latest an M looks whether sysmon's next look is to be put off: should they come more seldom of a
-/// sudden, sysmon looks meanwhile.
-const VOUCH_TICKS: u64 = 128;
 /// How long a thread beyond the Ps is kept without work.
 const KEEP: Duration = Duration::from_secs(10);
 
@@ -54,11 +48,6 @@ pub(super) struct Check {
     /// Nanoseconds that a task takes, by the last stretches, and how many make an interval.
     cost: Cell<u64>,
     interval: Cell<u32>,
-    /// The tick at which the M looks whether to vouch; at which it did so last, and when.
-    vouch_at: Cell<u32>,
-    vouched: Cell<(u32, u64)>,
-    /// Another P, the tick it was at, and when that was.
-    neighbour: Cell<(u32, u32, u64)>,
 }
 
 impl Check {
@@ -86,18 +75,6 @@ impl Check {
     fn left_of_the_network(&self, tick: u32) -> usize {
         let left = (self.run_at.get().wrapping_sub(tick) as i32).max(0) as u64;
         (self.brought.get() as u64 * left / self.queued.get().max(1) as u64) as usize
-    }
-
-    pub(super) fn may_vouch(&self, tick: u32) -> bool {
-        has_come(self.vouch_at.get(), tick)
-    }
-
-    /// The M looks whether to vouch. The next time is when as many tasks have run as do in `GLANCE_NS` now: a look at the clock
-    /// for each would be dear.
-    fn vouches(&self, tick: u32, now: u64) {
-        let (since, then) = self.vouched.replace((tick, now));
-        let ticks = u64::from(tick.wrapping_sub(since)) * GLANCE_NS / now.saturating_sub(then).max(1);
-        self.vouch_at.set(tick.wrapping_add(ticks.clamp(1, VOUCH_TICKS) as u32));
     }
 
     /// Begins a stretch of work. True: it is time to ask the network.
@@ -130,7 +107,7 @@ impl Check {
 }
 
 /// Is it this tick, or a later one? Ticks wrap.
-fn has_come(at: u32, tick: u32) -> bool {
+pub(super) fn has_come(at: u32, tick: u32) -> bool {
     tick.wrapping_sub(at) as i32 >= 0
 }
 
@@ -196,62 +173,16 @@ impl M {
         self.sched.expire_timers(now, list);
         self.queue_all(list, Local::push_due);
         self.p.get()?;
-        self.relieve_neighbour(now);
+        self.look_at_neighbours(now);
         let may_overtake = tick.wrapping_sub(self.check.overtaken.get()) > STREAK;
         let g = self.local.look_at(&self.sched.global, self.share(), may_overtake)?;
         self.check.overtaken.set(tick);
         Some(g)
     }
 
-    /// Before a poll, now and then: puts sysmon's next look off, if there is nothing that it would see. That is so if every
-    /// other M with a P has moved on since a glance a moment ago. What is seen of them is marked, in the place of that look,
-    /// and they are asked to look around.
-    #[cold]
-    pub(super) fn vouch(&self, tick: u32) {
-        let sched = &*self.sched;
-        let now = sched.now();
-        self.check.vouches(tick, now);
-        let Some(glance) = sched.watchdog.glance(now) else { return };
-        let poll = |p: &P, m: &MShared| (m.id, p.schedtick.load(Ordering::Relaxed));
-        let held = || sched.ps().iter().filter_map(|p| Some((p, p.holder()?)));
-        let others = || held().filter(|(_, m)| !ptr::eq(*m, &*self.shared));
-        // At each of them, whatever is seen of the first.
-        let stays = others().filter(|(p, m)| !p.mark.glance(poll(p, m)) || !glance.fresh).count();
-        if stays == 0 && !sched.needs_sysmon() {
-            sched.watchdog.put_off(&glance, now, || {
-                for (p, m) in held() {
-                    p.mark.set(now, poll(p, m), sys::thread_cpu_ns(m.thread()));
-                    p.attention.store(true, Ordering::Relaxed);
-                }
-            });
-        }
-    }
-
     /// Go's share of the global queue: as much as each P would get.
     fn share(&self) -> usize {
         (self.sched.global.len() / self.sched.ps().len() + 1).min(128)
-    }
-
-    /// The kernel may run something else in the place of another M, or a task may hold that up: what is in its queue
-    /// would wait for it, while every M that could steal is busy. If it stands still from one look to the next, this M
-    /// takes half of its queue. (Go leaves that to sysmon, after 10 ms.)
-    fn relieve_neighbour(&self, now: u64) {
-        let (sched, ps) = (&*self.sched, self.sched.ps());
-        if sched.idle.idle_ps() as usize + 1 >= ps.len() {
-            return;
-        }
-        let (n, tick, since) = self.check.neighbour.get();
-        if now.saturating_sub(since) < CHECK_NS {
-            return;
-        }
-        let p = &ps[n as usize];
-        let stuck = p.remote().filter(|r| !std::ptr::eq(*r, &self.shared.remote));
-        if let Some(stuck) = stuck.filter(|_| p.schedtick.load(Ordering::Relaxed) == tick) {
-            self.local.relieve(stuck);
-        }
-        let Some(me) = self.p.get() else { return };
-        let next = (me + 1 + (self.random() % (ps.len() as u64 - 1)) as u32) % ps.len() as u32;
-        self.check.neighbour.set((next, ps[next as usize].schedtick.load(Ordering::Relaxed), now));
     }
 
     /// What is due, the run-next slot, then the local queue.
@@ -502,7 +433,7 @@ impl M {
     }
 
     /// xorshift64: the order in which to steal. Go's `cheaprand`.
-    fn random(&self) -> u64 {
+    pub(super) fn random(&self) -> u64 {
         let mut x = self.rng.get();
         x ^= x << 13;
         x ^= x >> 7;

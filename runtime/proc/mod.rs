@@ -1,7 +1,7 @@
 //! The scheduler: Go's runtime/proc.go. **G** is a task, **M** a thread that runs tasks, **P** the right to run them.
 //!
-//! This file holds the three of them and the way a task comes in; `find.rs` is how an M finds the next task, `wake.rs`
-//! how Ms and Ps come together, `end.rs` how threads end.
+//! This file holds the three of them and the way a task comes in; `find.rs` is how an M finds the next task,
+//! `neighbours.rs` what it does about the others meanwhile, `wake.rs` how Ms and Ps come together, `end.rs` how threads end.
 //!
 //! Go keeps the run queue in the P. Here it belongs to the M: a crossbeam `Worker` has one owner, and a thread that is
 //! stuck in a task may call back into the runtime at any moment. So a P is a token with a timer heap; an M that gives
@@ -9,6 +9,7 @@
 
 mod end;
 mod find;
+mod neighbours;
 mod sleep;
 mod wake;
 
@@ -156,6 +157,8 @@ pub(crate) struct MShared {
     parker: Parker,
     /// The kernel's number of its thread.
     thread: AtomicI32,
+    /// On which CPU it was when it looked around last. Relaxed: a hint.
+    cpu: AtomicUsize,
     /// The task that it polls, if somebody wants to know, and whether he was told of this poll.
     running: Mutex<Option<(TaskInfo, bool)>>,
     /// What the M is to do when it is unparked.
@@ -177,6 +180,7 @@ pub(crate) struct M {
     streak: Cell<u32>,
     tick: Cell<u32>,
     check: find::Check,
+    neighbours: neighbours::Neighbours,
     rng: Cell<u64>,
     /// Empty between uses; kept for its storage.
     list: RefCell<WakeList>,
@@ -454,6 +458,7 @@ impl M {
             streak: Cell::new(0),
             tick: Cell::new(0),
             check: find::Check::new(),
+            neighbours: neighbours::Neighbours::default(),
             rng,
             list: RefCell::default(),
             spares: RefCell::default(),
@@ -503,7 +508,7 @@ impl M {
             return self.sched.wakep();
         };
         p.schedtick.store(tick, Ordering::Relaxed);
-        if self.check.may_vouch(tick) {
+        if self.neighbours.may_vouch(tick) {
             self.vouch(tick);
         }
         let told = self.sched.config.on_stuck_task.is_some();
