@@ -45,9 +45,6 @@ impl Builder {
     setters! {
         /// How many tasks may run at the same time: Go's GOMAXPROCS. Unless set, what the environment variable
         /// `GOPARK_PROCS` says; without it, as many as the process has CPUs.
-        ///
-        /// Two workers that have to share a CPU part by sched_setaffinity(2), if the process may use every CPU that is online; they
-        /// may run everywhere after it as before. Threads that somebody has confined are left where they are.
         fn workers(n: usize) { workers = Some(n) }
 
         /// How many threads may exist beyond the workers, for tasks and closures that block: 512 unless set. They are

@@ -91,49 +91,6 @@ pub(crate) fn thread_id() -> i32 {
     unsafe { libc::gettid() }
 }
 
-/// The CPU that the calling thread runs on.
-pub(crate) fn cpu() -> usize {
-    // SAFETY: takes no pointer. What it says where it fails is no CPU's number.
-    unsafe { libc::sched_getcpu() as usize }
-}
-
-/// CPUs, as sched_setaffinity(2) has them: as many as the largest kernel can have.
-type CpuSet = [libc::c_ulong; 8192 / WORD];
-const WORD: usize = libc::c_ulong::BITS as usize;
-
-/// Moves the calling thread to a CPU that is none of these, if there is one, and if it may run on every CPU that is online. There
-/// is no call for that: it says where it may run, and then that it may run everywhere. Not that it may run where it could
-/// before: what a cpuset allows later would not count then (Linux 6.2). A process that somebody has confined is left alone.
-pub(crate) fn leave_cpus(cpus: impl Iterator<Item = usize>) {
-    let mut set: CpuSet = [0; 8192 / WORD];
-    // SAFETY: the kernel, or the C library, writes that many bytes.
-    if unsafe { libc::sched_getaffinity(0, size_of_val(&set), (&raw mut set).cast()) } != 0 {
-        return;
-    }
-    let allowed: u32 = set.iter().map(|word| word.count_ones()).sum();
-    for cpu in cpus {
-        set.get_mut(cpu / WORD).into_iter().for_each(|word| *word &= !(1 << (cpu % WORD)));
-    }
-    // SAFETY: the kernel reads that many bytes.
-    let confine =
-        |to: &CpuSet| check(unsafe { libc::sched_setaffinity(0, size_of_val(to), (&raw const *to).cast()) }.into());
-    if set.iter().any(|&word| word != 0) && cpus_online() == Some(allowed) && confine(&set).is_ok() {
-        // It needs some bytes of memory, as before.
-        while confine(&[!0; 8192 / WORD]).is_err_and(|e| e.raw_os_error() == Some(libc::ENOMEM)) {}
-    }
-}
-
-/// How many CPUs are online: of "0-3,6" five. `None` where the kernel does not tell, or has more to tell than fits.
-fn cpus_online() -> Option<u32> {
-    let mut text = [0; 256];
-    let n = File::open("/sys/devices/system/cpu/online").and_then(|mut file| file.read(&mut text)).ok()?;
-    let count = |range: &str| {
-        let (first, last) = range.split_once('-').unwrap_or((range, range));
-        Some(last.parse::<u32>().ok()? - first.parse::<u32>().ok()? + 1)
-    };
-    std::str::from_utf8(text[..n].strip_suffix(b"\n")?).ok()?.split(',').map(count).sum()
-}
-
 /// The CPU time that a thread of this process has used, in nanoseconds; 0 if it has ended.
 pub(crate) fn thread_cpu_ns(thread: i32) -> u64 {
     // What pthread_getcpuclockid(3) makes of a thread, which wants its handle: CPUCLOCK_PERTHREAD and CPUCLOCK_SCHED.
@@ -282,6 +239,3 @@ pub(crate) fn timerfd_wait(fd: BorrowedFd<'_>) {
     // SAFETY: eight writable bytes.
     unsafe { libc::read(fd.as_raw_fd(), (&raw mut times).cast(), 8) };
 }
-
-#[cfg(all(test, not(gopark_loom)))]
-mod tests;

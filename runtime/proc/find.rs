@@ -173,7 +173,7 @@ impl M {
         self.sched.expire_timers(now, list);
         self.queue_all(list, Local::push_due);
         self.p.get()?;
-        self.look_at_neighbours(now);
+        self.relieve_neighbour(now);
         let may_overtake = tick.wrapping_sub(self.check.overtaken.get()) > STREAK;
         let g = self.local.look_at(&self.sched.global, self.share(), may_overtake)?;
         self.check.overtaken.set(tick);

@@ -157,8 +157,6 @@ pub(crate) struct MShared {
     parker: Parker,
     /// The kernel's number of its thread.
     thread: AtomicI32,
-    /// On which CPU it was when it looked around last. Relaxed: a hint.
-    cpu: AtomicUsize,
     /// The task that it polls, if somebody wants to know, and whether he was told of this poll.
     running: Mutex<Option<(TaskInfo, bool)>>,
     /// What the M is to do when it is unparked.

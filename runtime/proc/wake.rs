@@ -20,7 +20,7 @@ use crate::runtime::task::{G, TaskInfo, quietly};
 use crate::runtime::timer::Notes;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::thread;
 
 /// What an M is told when it is woken or started.
@@ -270,7 +270,6 @@ impl Sched {
             remote,
             parker: Parker::new(),
             thread: AtomicI32::new(0),
-            cpu: AtomicUsize::new(usize::MAX),
             running: Mutex::default(),
             orders: Mutex::new(Orders::Exit),
         });
@@ -284,7 +283,6 @@ impl M {
     pub(super) fn take_p(&self, p: PId, spinning: bool) {
         self.p.set(Some(p));
         self.spinning.set(spinning);
-        self.neighbours.rested();
         self.sched.ps[p as usize].hold.give(&self.shared);
         self.sched.rouse_sysmon();
     }
