@@ -129,6 +129,11 @@ impl Remote {
         from_ptr(self.next.swap(ptr::null_mut(), Ordering::AcqRel))
     }
 
+    /// How much waits here, the run-next slot apart.
+    pub(crate) fn len(&self) -> usize {
+        self.stealer.len() + self.due.len()
+    }
+
     /// Is there anything to steal?
     pub(crate) fn is_empty(&self) -> bool {
         self.stealer.is_empty() && self.due.is_empty() && self.next.load(Ordering::Relaxed).is_null()

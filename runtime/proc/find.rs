@@ -1,14 +1,15 @@
 //! How an M finds its next task: Go's `findRunnable`, cut into the steps it is made of.
 
-use super::{M, Sched};
+use super::{M, P, Sched};
 use crate::runtime::idle::{Back, PId, Role};
 use crate::runtime::netpoll::BATCH;
-use crate::runtime::queue::Local;
+use crate::runtime::queue::{Local, Remote};
 use crate::runtime::task::{G, GList};
 use crate::runtime::timer::NEVER;
 use crate::runtime::wake_list::WakeList;
 use std::cell::Cell;
 use std::sync::atomic::Ordering;
+use std::thread;
 use std::time::Duration;
 
 /// Every so many tasks an M looks at the clock, and at what is not in its own queue. Go's number.
@@ -25,6 +26,12 @@ const PATIENCE_NS: u64 = 5_000_000;
 const STREAK: u32 = 3;
 /// A harvest wakes another M if it holds more work than this one does in so long a time.
 const BACKLOG_NS: u64 = 1_000_000;
+/// An M that was woken does not steal tasks that take less than this, if there are for less than that: it naps, and looks again,
+/// so often at most.
+const SMALL_NS: u64 = 1_000;
+const BRIEF_NS: u64 = 100_000;
+const NAP: Duration = Duration::from_micros(30);
+const NAPS: u32 = 3;
 /// How long a thread beyond the Ps is kept without work.
 const KEEP: Duration = Duration::from_secs(10);
 
@@ -151,6 +158,7 @@ impl M {
         self.call_left_behind()?;
         let now = self.sched.now();
         let ask_network = self.check.begin(tick, now);
+        p.cost.store(self.check.cost.get(), Ordering::Relaxed);
         let list = &mut *self.list.borrow_mut();
         if ask_network {
             // A batch at least, and as much as is queued of other tasks: with what is left of the last time, where patience
@@ -247,11 +255,13 @@ impl M {
         if sched.idle.idle_ps() as usize + 1 >= ps.len() {
             return None;
         }
-        if !self.spinning.get() {
-            if !sched.idle.start_spinning() {
-                return None;
-            }
+        if self.spinning.get() {
+            // It was woken, and has run nothing since.
+            self.nap();
+        } else if sched.idle.start_spinning() {
             self.spinning.set(true);
+        } else {
+            return None;
         }
         for round in 0..4 {
             let start = self.random() as usize;
@@ -265,6 +275,21 @@ impl M {
             }
         }
         None
+    }
+
+    /// Naps while there is nothing to steal but small tasks, which their Ms will have run in a moment. To fetch one from another
+    /// CPU's cache takes longer than to run it: two Ms at the same thousand are slower than one, and take twice the CPU time.
+    fn nap(&self) {
+        let queued = |p: &P| p.remote().map_or(0, Remote::len) as u64;
+        for _ in 0..NAPS {
+            let others = self.sched.ps().iter().map(|p| (queued(p), p.cost.load(Ordering::Relaxed)));
+            let mut others = others.filter(|&(queued, _)| queued > 0).peekable();
+            let any = others.peek().is_some();
+            if !any || others.any(|(queued, cost)| cost >= SMALL_NS || queued * cost >= BRIEF_NS) {
+                break;
+            }
+            thread::sleep(NAP);
+        }
     }
 
     /// Gives the P back, looks at everything once more, then waits: in the network if no other M does, parked if one

@@ -33,7 +33,7 @@ use std::fmt;
 use std::io;
 use std::panic::Location;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Weak};
 use std::task::Waker;
 use std::thread::{self, LocalKey};
@@ -141,6 +141,8 @@ pub(crate) struct P {
     pub(crate) schedtick: AtomicU32,
     /// Sysmon asks the M to look at the clock, the network and the timers before its next task.
     pub(crate) attention: AtomicBool,
+    /// Nanoseconds that a task of its M takes, for thieves. Relaxed: an estimate.
+    cost: AtomicU64,
     pub(crate) mark: Mark,
     timers: Timers,
 }
@@ -394,6 +396,7 @@ impl P {
             hold: Hold::new(),
             schedtick: AtomicU32::new(0),
             attention: AtomicBool::new(false),
+            cost: AtomicU64::new(0),
             mark: Mark::default(),
             timers: Timers::new(),
         }
