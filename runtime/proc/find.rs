@@ -26,9 +26,9 @@ const PATIENCE_NS: u64 = 5_000_000;
 const STREAK: u32 = 3;
 /// A harvest wakes another M if it holds more work than this one does in so long a time.
 const BACKLOG_NS: u64 = 1_000_000;
-/// An M that was woken does not steal tasks that take less than this, if there are for less than that: it naps, and looks again,
+/// An M that was woken does not steal from so many tasks at once, if all of them take less than this: it naps, and looks again,
 /// so often at most.
-const SMALL_NS: u64 = 1_000;
+const MANY: u64 = 100;
 const BRIEF_NS: u64 = 100_000;
 const NAP: Duration = Duration::from_micros(30);
 const NAPS: u32 = 3;
@@ -256,7 +256,7 @@ impl M {
             return None;
         }
         if self.spinning.get() {
-            // It was woken, and has run nothing since.
+            // It has run nothing since it was woken, or turned back on its way to rest.
             self.nap();
         } else if sched.idle.start_spinning() {
             self.spinning.set(true);
@@ -277,15 +277,16 @@ impl M {
         None
     }
 
-    /// Naps while there is nothing to steal but small tasks, which their Ms will have run in a moment. To fetch one from another
+    /// Naps while there is nothing to steal but many small tasks, which their Ms will have run in a moment. To fetch one from another
     /// CPU's cache takes longer than to run it: two Ms at the same thousand are slower than one, and take twice the CPU time.
     fn nap(&self) {
+        let sched = &*self.sched;
         let queued = |p: &P| p.remote().map_or(0, Remote::len) as u64;
+        let small = |(n, cost): (u64, u64)| n >= MANY && n.saturating_mul(cost) < BRIEF_NS;
         for _ in 0..NAPS {
-            let others = self.sched.ps().iter().map(|p| (queued(p), p.cost.load(Ordering::Relaxed)));
-            let mut others = others.filter(|&(queued, _)| queued > 0).peekable();
-            let any = others.peek().is_some();
-            if !any || others.any(|(queued, cost)| cost >= SMALL_NS || queued * cost >= BRIEF_NS) {
+            let queues = sched.ps().iter().map(|p| (queued(p), p.cost.load(Ordering::Relaxed)));
+            let mut queues = queues.filter(|&(n, _)| n > 0).peekable();
+            if queues.peek().is_none() || !queues.all(small) || !sched.global.is_empty() {
                 break;
             }
             thread::sleep(NAP);
