@@ -282,11 +282,11 @@ impl M {
     fn nap(&self) {
         let sched = &*self.sched;
         let queued = |p: &P| p.remote().map_or(0, Remote::len) as u64;
-        let small = |(n, cost): (u64, u64)| n >= MANY && n.saturating_mul(cost) < BRIEF_NS;
+        let is_small = |(n, cost): (u64, u64)| n >= MANY && n.saturating_mul(cost) < BRIEF_NS;
         for _ in 0..NAPS {
             let queues = sched.ps().iter().map(|p| (queued(p), p.cost.load(Ordering::Relaxed)));
-            let mut queues = queues.filter(|&(n, _)| n > 0).peekable();
-            if queues.peek().is_none() || !queues.all(small) || !sched.global.is_empty() {
+            let all_are_small = queues.filter(|&(n, _)| n > 0).map(is_small).min();
+            if all_are_small != Some(true) || !sched.global.is_empty() {
                 break;
             }
             thread::sleep(NAP);
