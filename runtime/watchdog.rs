@@ -8,8 +8,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// How often sysmon looks while anything runs that nobody vouches for. Go starts at 20 us and slows down to 10 ms.
-pub(crate) const TICK_NS: u64 = 5_000_000;
+/// How often sysmon looks while anything runs that nobody vouches for: when a thread that went to sleep at once may lose its P.
+/// Go starts at 20 us and slows down to 10 ms.
+pub(crate) const TICK_NS: u64 = 4_000_000;
 /// So long before the clock would go off the Ms begin to glance at each other, one of them each `GLANCE_NS`: a glance moves a
 /// cache line of each P, and to put the clock off takes some microseconds.
 const SOON_NS: u64 = 1_500_000;

@@ -172,7 +172,7 @@ fn block_on_at_the_bound_after_a_rest() {
     let _watchdog = watchdog(60);
     let rt = Builder::new().workers(1).max_threads(0).build().unwrap();
     for rest in 0..10 {
-        // Sysmon dozes by then. Its clock starts with the next task; 5 ms later (`TICK_NS` of watchdog.rs) it looks, and would
+        // Sysmon dozes by then. Its clock starts with the next task; 4 ms later (`TICK_NS` of watchdog.rs) it looks, and would
         // doze again.
         thread::sleep(Duration::from_millis(20));
         rt.run(async {});
