@@ -27,7 +27,7 @@ const STREAK: u32 = 3;
 /// A harvest wakes another M if it holds more work than this one does in so long a time.
 const BACKLOG_NS: u64 = 1_000_000;
 /// An M that was woken does not steal from so many tasks at once, if all of them take less than this: it naps, and looks again,
-/// so often at most.
+/// so often at most. No safety net: nobody is to wake it, and in the end it steals whatever there is.
 const MANY: u64 = 100;
 const BRIEF_NS: u64 = 100_000;
 const NAP: Duration = Duration::from_micros(30);
@@ -282,7 +282,7 @@ impl M {
     fn nap(&self) {
         let sched = &*self.sched;
         let queued = |p: &P| p.remote().map_or(0, Remote::len) as u64;
-        let is_small = |(n, cost): (u64, u64)| n >= MANY && n.saturating_mul(cost) < BRIEF_NS;
+        let is_small = |(n, cost): (u64, u64)| n >= MANY && (1..BRIEF_NS / n).contains(&cost);
         for _ in 0..NAPS {
             let queues = sched.ps().iter().map(|p| (queued(p), p.cost.load(Ordering::Relaxed)));
             let all_are_small = queues.filter(|&(n, _)| n > 0).map(is_small).min();

@@ -141,7 +141,7 @@ pub(crate) struct P {
     pub(crate) schedtick: AtomicU32,
     /// Sysmon asks the M to look at the clock, the network and the timers before its next task.
     pub(crate) attention: AtomicBool,
-    /// Nanoseconds that a task of its M takes, for thieves; at first unknown. Relaxed: an estimate.
+    /// Nanoseconds that a task of its M takes, for thieves; 0 until that is known. Relaxed: an estimate.
     cost: AtomicU64,
     pub(crate) mark: Mark,
     timers: Timers,
@@ -396,7 +396,7 @@ impl P {
             hold: Hold::new(),
             schedtick: AtomicU32::new(0),
             attention: AtomicBool::new(false),
-            cost: AtomicU64::new(u64::MAX),
+            cost: AtomicU64::new(0),
             mark: Mark::default(),
             timers: Timers::new(),
         }
