@@ -13,8 +13,8 @@ macro_rules! datagram {
             ///
             /// # Cancel safety
             /// Safe: no datagram is lost.
-            pub async fn recv(&self, buf: &mut [u8]) -> io::Result<usize> {
-                self.fd.io_op(Side::Read, sys::WHOLE, |s| sys::recv(s, buf, 0)).await
+            pub fn recv(&self, buf: &mut [u8]) -> impl Future<Output = io::Result<usize>> {
+                self.fd.io_op(Side::Read, sys::WHOLE, |s| sys::recv(s, buf, 0))
             }
 
             /// As [`recv`](Self::recv); also tells who sent it.
@@ -31,16 +31,16 @@ macro_rules! datagram {
             ///
             /// # Errors
             /// As [`recv`](Self::recv).
-            pub async fn recv_msg(&self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<Received<$addr>> {
-                self.fd.io_op(Side::Read, sys::WHOLE, |s| sys::recv_msg(s, bufs, 0)).await
+            pub fn recv_msg(&self, bufs: &mut [IoSliceMut<'_>]) -> impl Future<Output = io::Result<Received<$addr>>> {
+                self.fd.io_op(Side::Read, sys::WHOLE, |s| sys::recv_msg(s, bufs, 0))
             }
 
             /// As [`recv`](Self::recv), but the datagram stays where it is.
             ///
             /// # Errors
             /// As [`recv`](Self::recv).
-            pub async fn peek(&self, buf: &mut [u8]) -> io::Result<usize> {
-                self.fd.io_op(Side::Read, sys::WHOLE, |s| sys::recv(s, buf, libc::MSG_PEEK)).await
+            pub fn peek(&self, buf: &mut [u8]) -> impl Future<Output = io::Result<usize>> {
+                self.fd.io_op(Side::Read, sys::WHOLE, |s| sys::recv(s, buf, libc::MSG_PEEK))
             }
 
             /// As [`recv_from`](Self::recv_from), but the datagram stays where it is.
@@ -87,16 +87,16 @@ macro_rules! datagram {
             ///
             /// # Cancel safety
             /// Safe: if the future is dropped before it is ready, nothing was sent.
-            pub async fn send(&self, buf: &[u8]) -> io::Result<usize> {
-                self.fd.io_op(Side::Write, buf.len(), |s| sys::send(s, buf)).await
+            pub fn send(&self, buf: &[u8]) -> impl Future<Output = io::Result<usize>> {
+                self.fd.io_op(Side::Write, buf.len(), |s| sys::send(s, buf))
             }
 
             /// As [`send`](Self::send), one datagram from several buffers.
             ///
             /// # Errors
             /// As [`send`](Self::send).
-            pub async fn send_vectored(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
-                self.fd.io_op(Side::Write, 0, |s| sys::send_vectored(s, bufs)).await
+            pub fn send_vectored(&self, bufs: &[IoSlice<'_>]) -> impl Future<Output = io::Result<usize>> {
+                self.fd.io_op(Side::Write, 0, |s| sys::send_vectored(s, bufs))
             }
 
             /// Sends a datagram to the peer, if there is room.

@@ -7,11 +7,11 @@ use super::sys::{self, Received};
 use crate::runtime::budget;
 use crate::runtime::poll_gate::{Gate, Go, Shut, Side, Start, Ticket};
 use std::fmt;
-use std::future::poll_fn;
 use std::io;
 use std::marker::PhantomData;
 use std::ops::Deref;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -62,6 +62,7 @@ impl Transfer for usize {
 const MOST: usize = 0x7fff_0000;
 
 /// Is that less than the call could have moved? Zero is the end of the stream, and does not say that an edge will come.
+#[inline]
 fn is_short(bytes: usize, asked: usize) -> bool {
     (1..asked.min(MOST)).contains(&bytes)
 }
@@ -138,7 +139,14 @@ impl Gate {
         mut op: impl FnMut(BorrowedFd<'_>) -> io::Result<R>,
     ) -> Poll<io::Result<R>> {
         ready!(budget::poll_take(cx));
-        self.poll_at(side, cx, ticket, true, || self.attempt(side, asked, &mut op).transpose())
+        self.poll_at(
+            side,
+            cx,
+            ticket,
+            true,
+            #[inline(always)]
+            || self.attempt(side, asked, &mut op).transpose(),
+        )
     }
 
     /// The EAGAIN loop: an attempt whenever there is news, else the waiter is queued. `also_try`: see [`Gate::arm`].
@@ -164,7 +172,7 @@ impl Gate {
     }
 
     /// `None`: the kernel had nothing.
-    #[inline]
+    #[inline(always)]
     fn attempt<R: Transfer>(
         &self,
         side: Side,
@@ -204,12 +212,16 @@ impl Gate {
         asked: usize,
         mut op: impl FnMut(BorrowedFd<'_>) -> io::Result<R>,
     ) -> impl Future<Output = io::Result<R>> {
-        self.waiting(side, move |wait, cx| wait.gate.poll_io(wait.side, cx, Some(&mut wait.ticket), asked, &mut op))
+        self.waiting(
+            side,
+            #[inline(always)]
+            move |wait, cx| wait.gate.poll_io(wait.side, cx, Some(&mut wait.ticket), asked, &mut op),
+        )
     }
 
     /// Waits until an operation is worth trying. Only observes.
     pub(crate) fn ready(&self, side: Side) -> impl Future<Output = io::Result<()>> {
-        self.waiting(side, |Wait { gate, side, ticket }, cx| {
+        self.waiting(side, |Wait { gate, side, ticket, .. }, cx| {
             ready!(budget::poll_take(cx));
             let look = || gate.is_ready(*side).map(|is| is.then_some(())).transpose();
             gate.poll_at(*side, cx, Some(ticket), false, look)
@@ -218,43 +230,48 @@ impl Gate {
 
     /// Sends all of `buf`, under the lock that keeps every other `write_all` of the socket from it until then. Both waits,
     /// for the lock and for room, are one future: half as large as one for each in an `async fn`.
-    pub(crate) fn write_all<'a>(&'a self, mut buf: &'a [u8]) -> impl Future<Output = io::Result<()>> {
-        let (mut lock, mut gave_way) = (None, false);
-        self.waiting(Side::WriteLock, move |wait: &mut Wait<'a>, cx| {
-            let gate = wait.gate;
-            if lock.is_none() {
-                if buf.is_empty() {
-                    // No call follows that would; nor does one an error, below.
-                    ready!(budget::poll_take(cx));
-                }
-                gave_way |= wait.ticket != 0;
-                let take = || gate.begin(Side::WriteLock).transpose();
-                let for_another = match ready!(gate.poll_at(Side::WriteLock, cx, Some(&mut wait.ticket), true, take)) {
-                    Ok(Go { cut }) => cut,
-                    Err(shut) => {
+    pub(crate) fn write_all(&self, mut buf: &[u8]) -> impl Future<Output = io::Result<()>> {
+        let mut gave_way = false;
+        self.waiting(
+            Side::WriteLock,
+            #[inline(always)]
+            move |wait, cx| {
+                let gate = wait.gate;
+                if !wait.locked {
+                    if buf.is_empty() {
+                        // No call follows that would; nor does one an error, below.
                         ready!(budget::poll_take(cx));
-                        return Poll::Ready(Err(shut.into()));
                     }
-                };
-                lock = Some(Begun { gate, side: Side::WriteLock });
-                if for_another && gate.gives_way(cx, &mut gave_way) {
-                    lock = None;
-                    return Poll::Pending;
+                    gave_way |= wait.ticket != 0;
+                    let take = || gate.begin(Side::WriteLock).transpose();
+                    let for_another =
+                        match ready!(gate.poll_at(Side::WriteLock, cx, Some(&mut wait.ticket), true, take)) {
+                            Ok(Go { cut }) => cut,
+                            Err(shut) => {
+                                ready!(budget::poll_take(cx));
+                                return Poll::Ready(Err(shut.into()));
+                            }
+                        };
+                    wait.locked = true;
+                    if for_another && gate.gives_way(cx, &mut gave_way) {
+                        wait.unlock();
+                        return Poll::Pending;
+                    }
+                    wait.side = Side::Write;
                 }
-                wait.side = Side::Write;
-            }
-            let mut result = Ok(());
-            while result.is_ok() && !buf.is_empty() {
-                let send = |s: BorrowedFd<'_>| sys::send(s, buf);
-                match ready!(gate.poll_io(Side::Write, cx, Some(&mut wait.ticket), buf.len(), send)) {
-                    Ok(0) => result = Err(io::ErrorKind::WriteZero.into()),
-                    Ok(n) => buf = &buf[n..],
-                    Err(error) => result = Err(error),
+                let mut result = Ok(());
+                while result.is_ok() && !buf.is_empty() {
+                    let send = |s: BorrowedFd<'_>| sys::send(s, buf);
+                    match ready!(gate.poll_io(Side::Write, cx, Some(&mut wait.ticket), buf.len(), send)) {
+                        Ok(0) => result = Err(io::ErrorKind::WriteZero.into()),
+                        Ok(n) => buf = &buf[n..],
+                        Err(error) => result = Err(error),
+                    }
                 }
-            }
-            lock = None;
-            Poll::Ready(result)
-        })
+                wait.unlock();
+                Poll::Ready(result)
+            },
+        )
     }
 
     /// Who has just let go of the lock, and comes again at once, lets the one that was chosen go first; but only once, since that
@@ -269,31 +286,44 @@ impl Gate {
         gives
     }
 
-    /// A future that waits on one side as its place there. What `poll` needs of that it gets, so as not to hold it twice;
-    /// and no `async fn` stands around this, which would keep its arguments beside it.
-    #[inline(always)]
-    fn waiting<'a, R>(
-        &'a self,
-        side: Side,
-        mut poll: impl FnMut(&mut Wait<'a>, &mut Context<'_>) -> Poll<R>,
-    ) -> impl Future<Output = R> {
-        let mut wait = Wait { gate: self, side, ticket: 0 };
-        poll_fn(move |cx| {
-            // The whole of it: the closure would otherwise capture a copy of the number in it, and the rest stay outside.
-            let wait = &mut wait;
-            poll(wait, cx)
-        })
+    fn waiting<R, F>(&self, side: Side, poll: F) -> Waiting<'_, F>
+    where
+        F: for<'a> FnMut(&mut Wait<'a>, &mut Context<'_>) -> Poll<R>,
+    {
+        Waiting { wait: Wait { gate: self, side, ticket: 0, locked: false }, poll }
     }
 }
 
-/// What has begun and leaves the next one its turn when this is dropped: an operation that ends in an error or a panic, or
-/// the lock of `write_all`.
+/// An operation as a future: what `poll` needs of the place it gets, so as not to hold it twice. Whoever offers one returns
+/// it as it is: an `async fn` around it would keep its arguments beside it, and be one frame more.
+struct Waiting<'a, F> {
+    wait: Wait<'a>,
+    poll: F,
+}
+
+/// `poll` is called where it lies, and never pinned.
+impl<F> Unpin for Waiting<'_, F> {}
+
+impl<R, F: FnMut(&mut Wait<'_>, &mut Context<'_>) -> Poll<R>> Future for Waiting<'_, F> {
+    type Output = R;
+
+    /// Inline, with all that is under it: each return to a frame from before a system call is mispredicted, since the kernel's
+    /// own calls have taken the place of what the processor had remembered.
+    #[inline(always)]
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<R> {
+        let Waiting { wait, poll } = &mut *self;
+        poll(wait, cx)
+    }
+}
+
+/// What has begun and leaves the next one its turn when this is dropped: an operation that ends in an error or a panic.
 struct Begun<'a> {
     gate: &'a Gate,
     side: Side,
 }
 
 impl Drop for Begun<'_> {
+    #[inline]
     fn drop(&mut self) {
         self.gate.finish(self.side, true);
     }
@@ -304,10 +334,23 @@ struct Wait<'a> {
     gate: &'a Gate,
     side: Side,
     ticket: Ticket,
+    /// It has the lock of `write_all`.
+    locked: bool,
+}
+
+impl Wait<'_> {
+    #[inline]
+    fn unlock(&mut self) {
+        if std::mem::take(&mut self.locked) {
+            self.gate.finish(Side::WriteLock, true);
+        }
+    }
 }
 
 impl Drop for Wait<'_> {
+    #[inline]
     fn drop(&mut self) {
+        self.unlock();
         self.gate.leave(self.side, &mut self.ticket, true);
     }
 }

@@ -117,8 +117,8 @@ macro_rules! read_side {
         ///
         /// # Cancel safety
         /// Safe.
-        pub async fn readable(&self) -> io::Result<()> {
-            self.fd().ready(Side::Read).await
+        pub fn readable(&self) -> impl Future<Output = io::Result<()>> {
+            self.fd().ready(Side::Read)
         }
 
         /// Until when reading may wait; it then fails with `TimedOut`, until the deadline is set anew. `None` for as
@@ -144,8 +144,8 @@ macro_rules! write_side {
         ///
         /// # Cancel safety
         /// Safe.
-        pub async fn writable(&self) -> io::Result<()> {
-            self.fd().ready(Side::Write).await
+        pub fn writable(&self) -> impl Future<Output = io::Result<()>> {
+            self.fd().ready(Side::Write)
         }
 
         /// Until when writing may wait. Otherwise as `set_read_deadline`.

@@ -12,27 +12,27 @@ macro_rules! reads {
             ///
             /// # Cancel safety
             /// Safe: no byte is lost.
-            pub async fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
-                self.fd().io_op(Side::Read, buf.len(), |s| sys::recv(s, buf, 0)).await
+            pub fn read(&self, buf: &mut [u8]) -> impl Future<Output = io::Result<usize>> {
+                self.fd().io_op(Side::Read, buf.len(), |s| sys::recv(s, buf, 0))
             }
 
             /// Reads into several buffers, one after the other. Otherwise as [`read`](Self::read).
             ///
             /// # Errors
             /// As [`read`](Self::read).
-            pub async fn read_vectored(&self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+            pub fn read_vectored(&self, bufs: &mut [IoSliceMut<'_>]) -> impl Future<Output = io::Result<usize>> {
                 let asked = sys::one_call(bufs).1;
-                self.fd().io_op(Side::Read, asked, |s| sys::recv_vectored(s, bufs)).await
+                self.fd().io_op(Side::Read, asked, |s| sys::recv_vectored(s, bufs))
             }
 
             /// Reads without taking: the next read sees the same bytes. Otherwise as [`read`](Self::read).
             ///
             /// # Errors
             /// As [`read`](Self::read).
-            pub async fn peek(&self, buf: &mut [u8]) -> io::Result<usize> {
+            pub fn peek(&self, buf: &mut [u8]) -> impl Future<Output = io::Result<usize>> {
                 // It drains nothing, so it is never short.
                 let asked = buf.len().min(sys::WHOLE);
-                self.fd().io_op(Side::Read, asked, |s| sys::recv(s, buf, libc::MSG_PEEK)).await
+                self.fd().io_op(Side::Read, asked, |s| sys::recv(s, buf, libc::MSG_PEEK))
             }
 
             /// Fills the buffer.
@@ -89,17 +89,17 @@ macro_rules! writes {
             ///
             /// # Cancel safety
             /// Safe: if the future is dropped before it is ready, nothing was written.
-            pub async fn write(&self, buf: &[u8]) -> io::Result<usize> {
-                self.fd().io_op(Side::Write, buf.len(), |s| sys::send(s, buf)).await
+            pub fn write(&self, buf: &[u8]) -> impl Future<Output = io::Result<usize>> {
+                self.fd().io_op(Side::Write, buf.len(), |s| sys::send(s, buf))
             }
 
             /// Writes several buffers, one after the other. Otherwise as [`write`](Self::write).
             ///
             /// # Errors
             /// As [`write`](Self::write).
-            pub async fn write_vectored(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+            pub fn write_vectored(&self, bufs: &[IoSlice<'_>]) -> impl Future<Output = io::Result<usize>> {
                 let (bufs, asked) = sys::one_call(bufs);
-                self.fd().io_op(Side::Write, asked, |s| sys::send_vectored(s, bufs)).await
+                self.fd().io_op(Side::Write, asked, |s| sys::send_vectored(s, bufs))
             }
 
             /// Writes all of it. No other `write_all` of this connection writes in between, from the first byte to the
@@ -111,8 +111,8 @@ macro_rules! writes {
             /// # Cancel safety
             /// None: how much was written before the drop is lost. A future that is neither polled nor dropped keeps
             /// every other `write_all` of this connection waiting.
-            pub async fn write_all(&self, buf: &[u8]) -> io::Result<()> {
-                self.fd().write_all(buf).await
+            pub fn write_all(&self, buf: &[u8]) -> impl Future<Output = io::Result<()>> {
+                self.fd().write_all(buf)
             }
 
             /// Writes what fits.
@@ -250,8 +250,8 @@ macro_rules! listener {
             ///
             /// # Cancel safety
             /// Safe: no connection is lost.
-            pub async fn accept(&self) -> io::Result<($stream, $addr)> {
-                self.fd.io_op(Side::Read, sys::WHOLE, |l| self.accept_from(l)).await
+            pub fn accept(&self) -> impl Future<Output = io::Result<($stream, $addr)>> {
+                self.fd.io_op(Side::Read, sys::WHOLE, |l| self.accept_from(l))
             }
 
             /// The same, to be polled; every waker that polls is woken.

@@ -27,6 +27,7 @@ pub(crate) fn check(result: impl TryInto<usize>) -> io::Result<usize> {
 }
 
 /// recv(2), on any kind of socket.
+#[inline]
 pub(crate) fn recv(socket: BorrowedFd<'_>, buf: &mut [u8], flags: libc::c_int) -> io::Result<usize> {
     // SAFETY: the kernel writes into the buffer, and not beyond it.
     check(unsafe { libc::recv(socket.as_raw_fd(), buf.as_mut_ptr().cast(), buf.len(), flags) })
@@ -40,8 +41,10 @@ pub(crate) fn recv_vectored(socket: BorrowedFd<'_>, bufs: &mut [IoSliceMut<'_>])
 }
 
 /// send(2), without the SIGPIPE that std's write(2) on a Unix socket can raise (trap P26).
+#[inline]
 pub(crate) fn send(socket: BorrowedFd<'_>, buf: &[u8]) -> io::Result<usize> {
-    SockRef::from(&socket).send_with_flags(buf, libc::MSG_NOSIGNAL)
+    // SAFETY: the kernel reads the buffer, and not beyond it.
+    check(unsafe { libc::send(socket.as_raw_fd(), buf.as_ptr().cast(), buf.len(), libc::MSG_NOSIGNAL) })
 }
 
 /// sendmsg(2), where std has writev(2), for the same reason.

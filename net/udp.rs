@@ -90,8 +90,12 @@ impl UdpSocket {
     ///
     /// # Cancel safety
     /// Safe: no datagram is lost, and `received` is as it was.
-    pub async fn recv_many(&self, bufs: &mut [IoSliceMut<'_>], received: &mut Vec<Received>) -> io::Result<usize> {
-        self.fd.io_op(Side::Read, bufs.len(), |s| sys::recv_many(s, bufs, received)).await
+    pub fn recv_many(
+        &self,
+        bufs: &mut [IoSliceMut<'_>],
+        received: &mut Vec<Received>,
+    ) -> impl Future<Output = io::Result<usize>> {
+        self.fd.io_op(Side::Read, bufs.len(), |s| sys::recv_many(s, bufs, received))
     }
 
     /// Sends as many of the datagrams as there is room for, at most 32, by one system call, waiting until there is room
@@ -122,8 +126,11 @@ impl UdpSocket {
     /// })?;
     /// # std::io::Result::Ok(())
     /// ```
-    pub async fn send_many(&self, datagrams: &[(IoSlice<'_>, Option<SocketAddr>)]) -> io::Result<usize> {
-        self.fd.io_op(Side::Write, 0, |s| sys::send_many(s, datagrams)).await
+    pub fn send_many(
+        &self,
+        datagrams: &[(IoSlice<'_>, Option<SocketAddr>)],
+    ) -> impl Future<Output = io::Result<usize>> {
+        self.fd.io_op(Side::Write, 0, |s| sys::send_many(s, datagrams))
     }
 
     forward! {

@@ -163,8 +163,11 @@ impl Gate {
     /// An operation that waited has come to its end: see [`Slot::leave`].
     #[inline]
     pub(crate) fn leave(&self, side: Side, ticket: &mut Ticket, dropped: bool) {
+        if *ticket == 0 {
+            return;
+        }
         let ticket = std::mem::take(ticket);
-        if !self.slot(side).has_left(ticket) {
+        if !self.slot(side).has_left() {
             self.serve(|list| self.slot(side).leave(ticket, dropped, list));
         }
     }

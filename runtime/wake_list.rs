@@ -66,6 +66,7 @@ impl WakeList {
     }
 
     /// Notes that `waker` is to be dropped.
+    #[inline]
     pub(crate) fn drop_later(&mut self, waker: Option<Waker>) {
         if let Some(waker) = waker {
             self.rest().spent.push(waker);

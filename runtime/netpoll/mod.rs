@@ -193,19 +193,24 @@ impl Netpoll {
         let result = self.events.with_mut(|events| {
             // SAFETY: `polling` is held.
             let events = unsafe { &mut *events };
-            self.epoll.poll(events, wait, |event| match event {
-                Event::Break => broken(),
-                Event::Ready { id, read, write, cut } => {
-                    count += 1;
-                    let desc = self.desc(id);
-                    if read {
-                        desc.slot(Side::Read).edge(id.fdseq, cut, list);
+            self.epoll.poll(
+                events,
+                wait,
+                #[inline(always)]
+                |event| match event {
+                    Event::Break => broken(),
+                    Event::Ready { id, read, write, cut } => {
+                        count += 1;
+                        let desc = self.desc(id);
+                        if read {
+                            desc.slot(Side::Read).edge(id.fdseq, cut, list);
+                        }
+                        if write {
+                            desc.slot(Side::Write).edge(id.fdseq, false, list);
+                        }
                     }
-                    if write {
-                        desc.slot(Side::Write).edge(id.fdseq, false, list);
-                    }
-                }
-            })
+                },
+            )
         });
         self.polled.store(true, Ordering::Relaxed);
         // Release pairs with the Acquire of the next poll.

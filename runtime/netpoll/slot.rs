@@ -132,17 +132,19 @@ impl Slot {
     /// when last asked, so `arm`.
     #[inline]
     pub(crate) fn begin(&self) -> Result<Option<Go>, Shut> {
-        let word = self.word.load(Ordering::Acquire);
-        if word & (READY | TRY | SHUT) == 0 {
-            return Ok(None);
-        }
-        if let Some(shut) = shut_of(word) {
-            return Err(shut);
-        }
-        // AcqRel orders the clearing before the call and after the edge that set it.
-        let word = self.word.fetch_and(!(READY | TRY), Ordering::AcqRel);
+        let mut word = self.word.load(Ordering::Acquire);
         // One operation at a time: who finds it taken waits, and is chosen if the other leaves something.
-        Ok((word & (READY | TRY) != 0).then_some(Go { cut: word & CUT != 0 }))
+        while word & (READY | TRY | SHUT) != 0 {
+            if let Some(shut) = shut_of(word) {
+                return Err(shut);
+            }
+            // AcqRel orders the clearing before the call and after the edge that set it.
+            match self.word.compare_exchange_weak(word, word & !(READY | TRY), Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return Ok(Some(Go { cut: word & CUT != 0 })),
+                Err(now) => word = now,
+            }
+        }
+        Ok(None)
     }
 
     /// After a system call that left something. False: others wait, so the next must have its turn by an `edge`.
@@ -168,6 +170,7 @@ impl Slot {
 
     /// Queues an operation, or, without a ticket, a `poll_*` method. False: there is news (`also_try` counts a fresh slot as
     /// news), so look again instead.
+    #[inline]
     pub(crate) fn arm(&self, op: Option<&mut Ticket>, waker: &Waker, also_try: bool, list: &mut WakeList) -> bool {
         let own = task::from_waker(waker).is_some();
         // A foreign waker's clone may run anything, so it is made before the lock; an own one only counts.
@@ -187,9 +190,9 @@ impl Slot {
 
     /// Has an operation that waited nothing to clean up? It has been chosen, and there is none to pass its turn to.
     #[inline]
-    pub(crate) fn has_left(&self, ticket: Ticket) -> bool {
+    pub(crate) fn has_left(&self) -> bool {
         // Acquire pairs with `unlock`. While it is in the queue, WAIT is set.
-        ticket == 0 || self.word.load(Ordering::Acquire) & (WAIT | LOCK) == 0
+        self.word.load(Ordering::Acquire) & (WAIT | LOCK) == 0
     }
 
     /// An operation that waited has come to its end: its entry goes. If it was `dropped` after it had been chosen, its
@@ -215,6 +218,7 @@ impl Slot {
 
     /// The kernel has news for generation `fdseq`: sets READY and chooses a waiter. Whoever holds the lock meanwhile finds
     /// TURN, and chooses in this one's place. `cut`: see the table.
+    #[inline]
     pub(crate) fn edge(&self, fdseq: u32, cut: bool, list: &mut WakeList) {
         let mut word = self.word.load(Ordering::Relaxed);
         while fdseq == fdseq_of(word) {
@@ -294,10 +298,7 @@ impl Slot {
         let mut word = self.word.load(Ordering::Relaxed);
         loop {
             if word & TURN != 0 {
-                // Cleared before it is served, so that an edge that comes meanwhile is served, too. Relaxed: the flag stands for
-                // itself.
-                word = self.word.fetch_and(!TURN, Ordering::Relaxed) & !TURN;
-                self.choose(word, list);
+                word = self.take_edge(list);
             }
             // SAFETY: this thread still holds the lock.
             let waiting = self.waiters.with(|w| !unsafe { &*w }.is_empty());
@@ -309,20 +310,26 @@ impl Slot {
         }
     }
 
+    #[cold]
+    fn take_edge(&self, list: &mut WakeList) -> u64 {
+        // Cleared before it is served, so that an edge that comes meanwhile is served, too. Relaxed: the flag stands for
+        // itself.
+        let word = self.word.fetch_and(!TURN, Ordering::Relaxed) & !TURN;
+        self.choose(word, list);
+        word
+    }
+
     /// Under the lock: wakes the first operation and all `poll_*`; leaves a baton where others go on waiting.
+    #[inline]
     fn choose(&self, word: u64, list: &mut WakeList) {
-        let others = self.waiters.with_mut(|w| {
-            // SAFETY: this thread holds the lock.
-            let waiters = unsafe { &mut *w };
-            waiters.take_turn(list);
-            !waiters.is_empty()
-        });
-        if others {
+        // SAFETY: this thread holds the lock.
+        if self.waiters.with_mut(|w| unsafe { &mut *w }.take_turn(list)) {
             list.add_baton(SlotId { slot: self.id, fdseq: fdseq_of(word) });
         }
     }
 }
 
+#[inline]
 fn shut_of(word: u64) -> Option<Shut> {
     if word & SHUT == 0 {
         return None;
@@ -339,6 +346,7 @@ impl Waiters {
         !self.armed && self.more.as_ref().is_none_or(|m| m.is_empty())
     }
 
+    #[inline]
     fn add(&mut self, op: Option<&mut Ticket>, waker: &Waker, foreign: Option<Waker>, list: &mut WakeList) {
         // An operation that was chosen, tried, and found nothing, keeps its place: before all that came after it.
         let (ticket, again) = match op {
@@ -404,14 +412,18 @@ impl Waiters {
         true
     }
 
-    /// Wakes the first operation and every `poll_*`.
-    fn take_turn(&mut self, list: &mut WakeList) {
+    /// Wakes the first operation and every `poll_*`. True: others go on waiting.
+    #[inline]
+    fn take_turn(&mut self, list: &mut WakeList) -> bool {
         let mut op_chosen = false;
         if self.armed {
             op_chosen = self.first.as_ref().is_some_and(|e| e.ticket != POLL);
             self.wake_first(list);
         }
-        let Some(more) = &mut self.more else { return };
+        self.more.as_mut().is_some_and(|more| Self::take_more(more, op_chosen, list))
+    }
+
+    fn take_more(more: &mut VecDeque<Entry>, mut op_chosen: bool, list: &mut WakeList) -> bool {
         let mut at = 0;
         while at < more.len() {
             if more[at].ticket == POLL || !op_chosen {
@@ -423,6 +435,7 @@ impl Waiters {
                 at += 1;
             }
         }
+        !more.is_empty()
     }
 
     fn take_all(&mut self, list: &mut WakeList) {

@@ -147,7 +147,7 @@ impl Socket {
     /// `Gate::leave`.
     fn leave(&self, ticket: &mut Ticket, dropped: bool) {
         let ticket = std::mem::take(ticket);
-        if !self.slot.has_left(ticket) {
+        if ticket != 0 && !self.slot.has_left() {
             self.serve(|slot, list| slot.leave(ticket, dropped, list));
         }
     }

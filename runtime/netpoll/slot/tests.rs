@@ -99,7 +99,7 @@ impl Rigged {
 
     fn leave(&mut self, op: &mut Op, dropped: bool) {
         let ticket = std::mem::take(&mut op.ticket);
-        if !self.slot.has_left(ticket) {
+        if ticket != 0 && !self.slot.has_left() {
             self.serve(|slot, list| slot.leave(ticket, dropped, list));
         }
     }
