@@ -6,9 +6,10 @@
 use super::sys::{self, Received};
 use crate::runtime::budget;
 use crate::runtime::poll_gate::{Gate, Go, Shut, Side, Start, Ticket};
+use pin_project_lite::pin_project;
 use std::fmt;
 use std::io;
-use std::marker::PhantomData;
+use std::marker::{PhantomData, PhantomPinned};
 use std::ops::Deref;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::pin::Pin;
@@ -252,12 +253,11 @@ impl Gate {
                                 return Poll::Ready(Err(shut.into()));
                             }
                         };
-                    wait.locked = true;
+                    (wait.locked, wait.side) = (true, Side::Write);
                     if for_another && gate.gives_way(cx, &mut gave_way) {
                         wait.unlock();
                         return Poll::Pending;
                     }
-                    wait.side = Side::Write;
                 }
                 let mut result = Ok(());
                 while result.is_ok() && !buf.is_empty() {
@@ -290,19 +290,22 @@ impl Gate {
     where
         F: for<'a> FnMut(&mut Wait<'a>, &mut Context<'_>) -> Poll<R>,
     {
-        Waiting { wait: Wait { gate: self, side, ticket: 0, locked: false }, poll }
+        let wait = Wait { gate: self, side, ticket: 0, locked: false, over: false };
+        Waiting { wait, poll, as_async_fn: PhantomPinned }
     }
 }
 
-/// An operation as a future: what `poll` needs of the place it gets, so as not to hold it twice. Whoever offers one returns
-/// it as it is: an `async fn` around it would keep its arguments beside it, and be one frame more.
-struct Waiting<'a, F> {
-    wait: Wait<'a>,
-    poll: F,
+pin_project! {
+    /// An operation as a future: what `poll` needs of the place it gets, so as not to hold it twice. Whoever offers one returns
+    /// it as it is: an `async fn` around it would keep its arguments beside it, and be one frame more.
+    struct Waiting<'a, F> {
+        wait: Wait<'a>,
+        poll: F,
+        // Nobody is to rely on `Unpin`, and have it taken away by an `async fn` some day.
+        #[pin]
+        as_async_fn: PhantomPinned,
+    }
 }
-
-/// `poll` is called where it lies, and never pinned.
-impl<F> Unpin for Waiting<'_, F> {}
 
 impl<R, F: FnMut(&mut Wait<'_>, &mut Context<'_>) -> Poll<R>> Future for Waiting<'_, F> {
     type Output = R;
@@ -310,9 +313,14 @@ impl<R, F: FnMut(&mut Wait<'_>, &mut Context<'_>) -> Poll<R>> Future for Waiting
     /// Inline, with all that is under it: each return to a frame from before a system call is mispredicted, since the kernel's
     /// own calls have taken the place of what the processor had remembered.
     #[inline(always)]
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<R> {
-        let Waiting { wait, poll } = &mut *self;
-        poll(wait, cx)
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<R> {
+        let this = self.project();
+        assert!(!this.wait.over, "an operation on a socket was polled again after it had ended");
+        // In a panic it stays so.
+        this.wait.over = true;
+        let result = (this.poll)(this.wait, cx);
+        this.wait.over = result.is_ready();
+        result
     }
 }
 
@@ -334,14 +342,16 @@ struct Wait<'a> {
     gate: &'a Gate,
     side: Side,
     ticket: Ticket,
-    /// It has the lock of `write_all`.
+    /// It has the lock of `write_all`, and waits for room.
     locked: bool,
+    over: bool,
 }
 
 impl Wait<'_> {
     #[inline]
     fn unlock(&mut self) {
         if std::mem::take(&mut self.locked) {
+            self.side = Side::WriteLock;
             self.gate.finish(Side::WriteLock, true);
         }
     }
@@ -350,8 +360,8 @@ impl Wait<'_> {
 impl Drop for Wait<'_> {
     #[inline]
     fn drop(&mut self) {
-        self.unlock();
         self.gate.leave(self.side, &mut self.ticket, true);
+        self.unlock();
     }
 }
 

@@ -2,6 +2,9 @@ use super::*;
 use crate::net::socket;
 use crate::runtime::runtime::Builder;
 use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::task::Waker;
 
 /// What a `close` makes of a call that is under way is no end of the stream, nor an error of its own.
 #[test]
@@ -40,4 +43,32 @@ fn short_calls() {
     assert_eq!(short(4095), [false, false, true, true, true]);
     assert_eq!(short(0x7fff_0000), [false; 5]);
     assert_eq!(short(0x7fff_f000), [false; 5]);
+}
+
+/// An operation that has ended takes nothing more, and no other's place: who polls it again hears of it.
+#[test]
+fn polled_after_its_end() {
+    let runtime = Builder::new().workers(1).build().unwrap();
+    let _inside = runtime.enter();
+    let (socket, _peer) = UnixStream::pair().unwrap();
+    let fd = Fd::new(socket, Start::Try, None).unwrap();
+    fn polls(op: impl Future) -> [Option<bool>; 2] {
+        let mut op = pin!(op);
+        [(); 2].map(|()| {
+            let poll = || op.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready();
+            catch_unwind(AssertUnwindSafe(poll)).ok()
+        })
+    }
+    assert_eq!(polls(fd.io_op(Side::Read, 1, |_| Ok(1))), [Some(true), None]);
+    assert_eq!(polls(fd.write_all(b"all")), [Some(true), None]);
+    assert_eq!(polls(fd.write_all(b"")), [Some(true), None]);
+    // Nor does one that has ended in a panic; and it has left its turn to the next.
+    let mut calls = 0;
+    let panics = |_: BorrowedFd<'_>| -> io::Result<usize> {
+        calls += 1;
+        panic!("in the call")
+    };
+    assert_eq!(polls(fd.io_op(Side::Read, 1, panics)), [None, None]);
+    assert_eq!(calls, 1);
+    assert_eq!(polls(fd.io_op(Side::Read, 1, |_| Ok(1))), [Some(true), None]);
 }
