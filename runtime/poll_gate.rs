@@ -130,10 +130,15 @@ impl Gate {
     /// After the system call. `left`: it did not drain the kernel.
     #[inline]
     pub(crate) fn finish(&self, side: Side, left: bool) {
-        let slot = self.slot(side);
-        if left && !slot.finish() {
-            self.serve(|list| slot.edge(slot.id().fdseq, side == Side::WriteLock, list));
+        if left && !self.slot(side).finish() {
+            self.hand_on(side);
         }
+    }
+
+    #[cold]
+    fn hand_on(&self, side: Side) {
+        let slot = self.slot(side);
+        self.serve(|list| slot.edge(slot.id().fdseq, side == Side::WriteLock, list));
     }
 
     /// Somebody has come for the lock of `write_all`.
@@ -168,8 +173,13 @@ impl Gate {
         }
         let ticket = std::mem::take(ticket);
         if !self.slot(side).has_left() {
-            self.serve(|list| self.slot(side).leave(ticket, dropped, list));
+            self.take_out(side, ticket, dropped);
         }
+    }
+
+    #[cold]
+    fn take_out(&self, side: Side, ticket: Ticket, dropped: bool) {
+        self.serve(|list| self.slot(side).leave(ticket, dropped, list));
     }
 
     /// Does something to a slot, and wakes whom it chose.
