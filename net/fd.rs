@@ -243,20 +243,9 @@ impl Gate {
                         // No call follows that would; nor does one an error, below.
                         ready!(budget::poll_take(cx));
                     }
-                    gave_way |= wait.ticket != 0;
-                    let take = || gate.begin(Side::WriteLock).transpose();
-                    let for_another =
-                        match ready!(gate.poll_at(Side::WriteLock, cx, Some(&mut wait.ticket), true, take)) {
-                            Ok(Go { cut }) => cut,
-                            Err(shut) => {
-                                ready!(budget::poll_take(cx));
-                                return Poll::Ready(Err(shut.into()));
-                            }
-                        };
-                    (wait.locked, wait.side) = (true, Side::Write);
-                    if for_another && gate.gives_way(cx, &mut gave_way) {
-                        wait.unlock();
-                        return Poll::Pending;
+                    if let Err(shut) = ready!(wait.poll_lock(cx, &mut gave_way)) {
+                        ready!(budget::poll_take(cx));
+                        return Poll::Ready(Err(shut.into()));
                     }
                 }
                 let mut result = Ok(());
@@ -348,6 +337,21 @@ struct Wait<'a> {
 }
 
 impl Wait<'_> {
+    /// Takes the lock of `write_all`; from then on it waits for room.
+    #[inline(always)]
+    fn poll_lock(&mut self, cx: &mut Context<'_>, gave_way: &mut bool) -> Poll<Result<(), Shut>> {
+        *gave_way |= self.ticket != 0;
+        let gate = self.gate;
+        let take = || gate.begin(Side::WriteLock).transpose();
+        let Go { cut: for_another } = ready!(gate.poll_at(Side::WriteLock, cx, Some(&mut self.ticket), true, take))?;
+        (self.locked, self.side) = (true, Side::Write);
+        if for_another && gate.gives_way(cx, gave_way) {
+            self.unlock();
+            return Poll::Pending;
+        }
+        Poll::Ready(Ok(()))
+    }
+
     #[inline]
     fn unlock(&mut self) {
         if std::mem::take(&mut self.locked) {

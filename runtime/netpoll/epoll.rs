@@ -61,12 +61,11 @@ impl Epoll {
     }
 
     /// Waits for events: so long at most, or for ever. Each batch comes in the kernel's order: the longest ready first.
-    pub(crate) fn poll(
+    pub(crate) fn poll<'a>(
         &self,
-        events: &mut Events,
+        events: &'a mut Events,
         wait: Option<Duration>,
-        mut each: impl FnMut(Event),
-    ) -> io::Result<()> {
+    ) -> io::Result<impl Iterator<Item = Event> + use<'a>> {
         let ep = self.ep.as_fd();
         match wait {
             None => sys::epoll_wait(ep, events, -1)?,
@@ -74,15 +73,9 @@ impl Epoll {
             // To the nanosecond (trap TM4).
             Some(time) => sys::epoll_pwait2(ep, events, time)?,
         }
-        for &libc::epoll_event { events: mask, u64: data } in &*events {
-            match SlotId::unpack(data) {
-                BREAK => each(Event::Break),
-                id => {
-                    let (read, write) = (mask & READ != 0, mask & WRITE != 0);
-                    each(Event::Ready { id, read, write, cut: mask & CUT != 0 });
-                }
-            }
-        }
-        Ok(())
+        Ok(events.iter().map(|&libc::epoll_event { events: mask, u64: data }| match SlotId::unpack(data) {
+            BREAK => Event::Break,
+            id => Event::Ready { id, read: mask & READ != 0, write: mask & WRITE != 0, cut: mask & CUT != 0 },
+        }))
     }
 }

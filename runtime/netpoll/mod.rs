@@ -190,14 +190,11 @@ impl Netpoll {
     /// With `polling` held: one call of the backend.
     fn harvest(&self, wait: Option<Duration>, list: &mut WakeList, broken: impl Fn()) -> usize {
         let mut count = 0;
-        let result = self.events.with_mut(|events| {
+        let result = self.events.with_mut(|events| -> io::Result<()> {
             // SAFETY: `polling` is held.
             let events = unsafe { &mut *events };
-            self.epoll.poll(
-                events,
-                wait,
-                #[inline(always)]
-                |event| match event {
+            for event in self.epoll.poll(events, wait)? {
+                match event {
                     Event::Break => broken(),
                     Event::Ready { id, read, write, cut } => {
                         count += 1;
@@ -209,8 +206,9 @@ impl Netpoll {
                             desc.slot(Side::Write).edge(id.fdseq, false, list);
                         }
                     }
-                },
-            )
+                }
+            }
+            Ok(())
         });
         self.polled.store(true, Ordering::Relaxed);
         // Release pairs with the Acquire of the next poll.

@@ -72,7 +72,7 @@ fn fetch_and_recycle_and_dispatch() {
     let old = netpoll.open(a.as_fd(), Start::Nil).unwrap().unwrap();
     drop(b);
     let mut fetched = Vec::new();
-    netpoll.epoll.poll(&mut Epoll::buffer(), Some(Duration::ZERO), |event| fetched.push(event)).unwrap();
+    fetched.extend(netpoll.epoll.poll(&mut Epoll::buffer(), Some(Duration::ZERO)).unwrap());
     netpoll.close(a.as_fd(), old);
     let (c, _d) = pair();
     let new = netpoll.open(c.as_fd(), Start::Nil).unwrap().unwrap();
@@ -125,14 +125,14 @@ fn names_beside_the_breaks() {
             epoll.open(event.as_fd(), id).unwrap();
             sys::eventfd_signal(event.as_fd()).unwrap();
             let mut seen = Vec::new();
-            epoll.poll(&mut Epoll::buffer(), Some(Duration::ZERO), |event| seen.push(event)).unwrap();
+            seen.extend(epoll.poll(&mut Epoll::buffer(), Some(Duration::ZERO)).unwrap());
             assert!(matches!(seen[..], [Event::Ready { id: seen, .. }] if seen == id), "{id:?}: {seen:?}");
         }
     }
     let epoll = Epoll::new().unwrap();
     epoll.wake().unwrap();
     let mut seen = Vec::new();
-    epoll.poll(&mut Epoll::buffer(), Some(Duration::ZERO), |event| seen.push(event)).unwrap();
+    seen.extend(epoll.poll(&mut Epoll::buffer(), Some(Duration::ZERO)).unwrap());
     assert!(matches!(seen[..], [Event::Break]), "{seen:?}");
 }
 
