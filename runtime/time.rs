@@ -13,7 +13,9 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-/// Waits until `duration` from now. A duration too long for the clock waits for ever.
+/// Waits until `duration` from now. A duration too long for the clock waits for ever. On an idle runtime it is late by what the
+/// kernel takes to wake a thread, and by up to 50 us more where another sleep has ended so shortly before: those are ended
+/// together.
 ///
 /// # Panics
 /// Outside a runtime; and when it is awaited after its runtime has ended.

@@ -32,6 +32,9 @@ const MANY: u64 = 100;
 const BRIEF_NS: u64 = 100_000;
 const NAP: Duration = Duration::from_micros(30);
 const NAPS: u32 = 3;
+/// After a timer has ended its sleep the poller sleeps so long at least: where timers come that close, it sees to several at once.
+/// A sleep that comes alone is exact. Linux lets every sleep be late by as much, unless it is told otherwise (PR_SET_TIMERSLACK).
+const RING_NS: u64 = 50_000;
 /// How long a thread beyond the Ps is kept without work.
 const KEEP: Duration = Duration::from_secs(10);
 
@@ -52,6 +55,8 @@ pub(super) struct Check {
     brought: Cell<usize>,
     /// The tick of the last task that overtook all that is queued here.
     overtaken: Cell<u32>,
+    /// When a timer ended this M's last sleep in the network, if one did.
+    rang: Cell<u64>,
     /// Nanoseconds that a task takes, by the last stretches, and how many make an interval.
     cost: Cell<u64>,
     interval: Cell<u32>,
@@ -349,10 +354,14 @@ impl M {
 
     fn wait_in_network(&self, when: u64) -> Idled {
         let sched = &*self.sched;
-        let wait = (when != NEVER).then(|| Duration::from_nanos(when.saturating_sub(sched.now())));
+        let wait = (when != NEVER).then(|| when.max(self.check.rang.get() + RING_NS).saturating_sub(sched.now()));
         let list = &mut *self.list.borrow_mut();
-        sched.netpoll.netpoll_block(wait, list);
+        sched.netpoll.netpoll_block(wait.map(Duration::from_nanos), list);
         sched.netpoll.until.awake();
+        if wait.is_some() {
+            let now = sched.now();
+            self.check.rang.set(if when <= now { now } else { 0 });
+        }
         match sched.idle.poller_back() {
             Back::Spinning(p) => self.take_p(p, true),
             Back::Running(p) => self.take_p(p, false),
