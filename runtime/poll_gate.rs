@@ -162,7 +162,8 @@ impl Gate {
 
     /// Go's `runtime_pollWait`, to be polled: false if there is news, so that the caller looks again.
     pub(crate) fn arm(&self, side: Side, op: Option<&mut Ticket>, waker: &Waker, also_try: bool) -> bool {
-        self.serve(|list| self.slot(side).arm(op, waker, also_try, list))
+        let keep = Sched::is_small_here(waker, &self.netpoll);
+        self.serve(|list| self.slot(side).arm(op, waker, keep, also_try, list))
     }
 
     /// An operation that waited has come to its end: see [`Slot::leave`].

@@ -11,12 +11,13 @@ mod support;
 use alloc::{ALLOCATIONS, LIVE};
 use gopark::net::{TcpListener, TcpStream};
 use gopark::time::{sleep, timeout};
-use gopark::{JoinHandle, yield_now};
+use gopark::{Builder, JoinHandle, yield_now};
 use net::*;
 use std::io::{self, Write};
 use std::net::{Shutdown, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 /// splitmix64.
@@ -292,6 +293,82 @@ fn deadline_moved_back_and_the_timers() {
         })
     });
     assert_eq!(allocations.min(), Some(0));
+}
+
+/// What the slots know of their last waiters holds no runtime that is gone: neither another one's, whose task has waited, nor
+/// the socket's own.
+#[test]
+fn sockets_outlive_the_runtimes_of_those_that_waited() {
+    let _alone = alone(60);
+    let hook = Arc::new(());
+    let with_hook = || {
+        let held = hook.clone();
+        Builder::new().workers(1).on_thread_start(move || drop(held.clone())).build().unwrap()
+    };
+    let home = with_hook();
+    let mut sockets = Vec::new();
+    for ends_by_itself in [true, false] {
+        for owner in [true, false] {
+            let (a, b) = home.block_on(pair());
+            let a = Arc::new(a);
+            sockets.push((a.clone(), b));
+            let other = (!owner).then(with_hook);
+            let runtime = other.as_ref().unwrap_or(&home);
+            let (waits, waiting) = channel();
+            let task = runtime.spawn(async move {
+                let mut buf = [0];
+                let mut read = Box::pin(a.read(&mut buf));
+                assert!(is_pending(&mut read).await);
+                waits.send(()).unwrap();
+                if ends_by_itself { read.await.map(drop) } else { Ok(drop(read)) }
+            });
+            waiting.recv().unwrap();
+            home.block_on(sockets.last().unwrap().1.write_all(b"x")).unwrap();
+            runtime.block_on(task).unwrap().unwrap();
+            drop(other);
+            assert_eq!(Arc::strong_count(&hook), 2, "{ends_by_itself}, {owner}");
+        }
+    }
+    drop(home);
+    assert_eq!(Arc::strong_count(&hook), 1);
+}
+
+/// A task of some size is freed when it is over, though the socket at which it has waited is open still.
+#[test]
+fn large_tasks_are_freed_before_their_sockets() {
+    const SIZE: usize = 100_000;
+    const SOCKETS: usize = 20;
+    let _alone = alone(60);
+    runtime(1).run(async {
+        let mut sockets = Vec::new();
+        for _ in 0..SOCKETS {
+            let (a, b) = pair().await;
+            sockets.push((Arc::new(a), b));
+        }
+        let before = LIVE.load(SeqCst);
+        for (a, b) in &sockets {
+            let (a, waits) = (a.clone(), Arc::new(AtomicUsize::new(0)));
+            let waiting = waits.clone();
+            let task = gopark::spawn(async move {
+                let mut large = [0; SIZE];
+                let mut read = std::pin::pin!(a.read(&mut large));
+                std::future::poll_fn(|cx| {
+                    let polled = read.as_mut().poll(cx);
+                    waiting.fetch_add(1, SeqCst);
+                    polled
+                })
+                .await
+                .unwrap()
+            });
+            while waits.load(SeqCst) == 0 {
+                yield_now().await;
+            }
+            b.write_all(b"x").await.unwrap();
+            assert_eq!(task.await.unwrap(), 1);
+        }
+        let more = LIVE.load(SeqCst) - before;
+        assert!(more < SIZE as isize, "{more} bytes are held");
+    });
 }
 
 fn clock() -> u64 {

@@ -89,12 +89,14 @@ const POLL: Ticket = u32::MAX;
 
 struct Entry {
     ticket: Ticket,
+    /// The waker stays when it was woken.
+    keep: bool,
     waker: Waker,
 }
 
 struct Waiters {
-    /// The head of the queue, if `armed`; else a waker of one of gopark's own tasks, kept for when it waits again,
-    /// which then costs no reference count.
+    /// The head of the queue, if `armed`; else the waker of a task that waited last, kept for when it waits again, which then
+    /// costs no reference count.
     first: Option<Entry>,
     armed: bool,
     #[expect(clippy::box_collection, reason = "rarely there, and 8 bytes instead of 32 in every slot")]
@@ -169,9 +171,17 @@ impl Slot {
     }
 
     /// Queues an operation, or, without a ticket, a `poll_*` method. False: there is news (`also_try` counts a fresh slot as
-    /// news), so look again instead.
+    /// news), so look again instead. `keep`: a task of gopark's may be kept from being freed until the slot's next waiter comes,
+    /// or its end.
     #[inline]
-    pub(crate) fn arm(&self, op: Option<&mut Ticket>, waker: &Waker, also_try: bool, list: &mut WakeList) -> bool {
+    pub(crate) fn arm(
+        &self,
+        op: Option<&mut Ticket>,
+        waker: &Waker,
+        keep: bool,
+        also_try: bool,
+        list: &mut WakeList,
+    ) -> bool {
         let own = task::from_waker(waker).is_some();
         // A foreign waker's clone may run anything, so it is made before the lock; an own one only counts.
         let foreign = if own { None } else { Some(waker.clone()) };
@@ -183,7 +193,7 @@ impl Slot {
             return false;
         }
         // SAFETY: this thread holds the lock.
-        self.waiters.with_mut(|w| unsafe { &mut *w }.add(op, waker, foreign, list));
+        self.waiters.with_mut(|w| unsafe { &mut *w }.add(op, waker, own && keep, foreign, list));
         self.unlock(list);
         true
     }
@@ -268,7 +278,6 @@ impl Slot {
         // SAFETY: this thread holds the lock.
         self.waiters.with_mut(|w| unsafe {
             (*w).take_all(list);
-            list.drop_later((*w).first.take().map(|e| e.waker));
             (*w).more = None;
         });
         let next = u64::from(fdseq_of(word).wrapping_add(1)) << FDSEQ | CLOSED;
@@ -347,7 +356,7 @@ impl Waiters {
     }
 
     #[inline]
-    fn add(&mut self, op: Option<&mut Ticket>, waker: &Waker, foreign: Option<Waker>, list: &mut WakeList) {
+    fn add(&mut self, op: Option<&mut Ticket>, waker: &Waker, keep: bool, foreign: Option<Waker>, list: &mut WakeList) {
         // An operation that was chosen, tried, and found nothing, keeps its place: before all that came after it.
         let (ticket, again) = match op {
             None => (POLL, false),
@@ -369,6 +378,7 @@ impl Waiters {
                 } else {
                     let new = foreign.unwrap_or_else(|| waker.clone());
                     list.drop_later(Some(std::mem::replace(&mut entry.waker, new)));
+                    entry.keep = keep;
                 }
                 return;
             }
@@ -384,14 +394,14 @@ impl Waiters {
                     list.drop_later(foreign);
                 }
                 first => {
-                    let new = Entry { ticket, waker: foreign.unwrap_or_else(|| waker.clone()) };
+                    let new = Entry { ticket, keep, waker: foreign.unwrap_or_else(|| waker.clone()) };
                     list.drop_later(first.replace(new).map(|e| e.waker));
                 }
             }
             self.armed = true;
             return;
         }
-        let mut entry = Entry { ticket, waker: foreign.unwrap_or_else(|| waker.clone()) };
+        let mut entry = Entry { ticket, keep, waker: foreign.unwrap_or_else(|| waker.clone()) };
         if let Some(head) = self.first.as_mut().filter(|head| self.armed && again && is_later(head)) {
             std::mem::swap(head, &mut entry);
         }
@@ -402,8 +412,7 @@ impl Waiters {
     fn remove(&mut self, ticket: Ticket, list: &mut WakeList) -> bool {
         if self.armed && self.first.as_ref().is_some_and(|e| e.ticket == ticket) {
             self.armed = false;
-            // Another executor's waker is kept for nobody.
-            list.drop_later(self.first.take_if(|e| task::from_waker(&e.waker).is_none()).map(|e| e.waker));
+            list.drop_later(self.first.take_if(|e| !e.keep).map(|e| e.waker));
             return true;
         }
         let Some(more) = &mut self.more else { return false };
@@ -438,22 +447,23 @@ impl Waiters {
         !more.is_empty()
     }
 
+    /// Wakes everybody, and keeps nothing.
     fn take_all(&mut self, list: &mut WakeList) {
         if self.armed {
             self.wake_first(list);
         }
+        list.drop_later(self.first.take().map(|e| e.waker));
         for entry in self.more.iter_mut().flat_map(|m| m.drain(..)) {
             list.wake(entry.waker);
         }
     }
 
-    /// Wakes the armed head. An own task's waker stays for its next wait.
+    /// Wakes the armed head.
     fn wake_first(&mut self, list: &mut WakeList) {
         self.armed = false;
-        if self.first.as_ref().is_some_and(|e| !list.wake_own(&e.waker)) {
-            if let Some(entry) = self.first.take() {
-                list.wake(entry.waker);
-            }
+        match &self.first {
+            Some(kept) if kept.keep => drop(list.wake_own(&kept.waker)),
+            _ => self.first.take().into_iter().for_each(|e| list.wake(e.waker)),
         }
     }
 }

@@ -39,7 +39,7 @@ use std::task::Waker;
 use std::thread::{self, LocalKey};
 
 pub(crate) use sleep::Timer;
-use wake::Orders;
+pub(crate) use wake::Orders;
 pub(crate) use wake::without_p;
 
 /// What a runtime was built with, beside the number of Ps.
@@ -130,7 +130,7 @@ impl Threads {
 }
 
 /// What sysmon leaves to an M, since it is user code, and may block.
-type Errand = Box<dyn FnOnce() + Send>;
+pub(crate) type Errand = Box<dyn FnOnce() + Send>;
 
 /// A P: what goes with the right to run. Alone in its cache lines, since its M writes to it at each poll (two, because x86
 /// fetches them in pairs).
@@ -349,6 +349,18 @@ impl Sched {
     /// Is the calling thread one of this runtime's?
     pub(crate) fn is_inside(&self) -> bool {
         Self::with_current(|sched| sched.is_some_and(|sched| ptr::eq(&**sched, self)))
+    }
+
+    /// Is the waker that of a task of this netpoller's runtime, which the calling thread runs, and a small one? It may be kept
+    /// from being freed for as long as its socket is open: that holds little memory, and no other runtime.
+    #[inline]
+    pub(crate) fn is_small_here(waker: &Waker, netpoll: &Arc<Netpoll>) -> bool {
+        current(|m| {
+            let sched = m.map(|m| &m.sched).filter(|sched| Arc::ptr_eq(&sched.netpoll, netpoll));
+            let task =
+                sched.and_then(|sched| task::from_waker(waker).filter(|t| t.belongs_to(Arc::as_ptr(sched).cast())));
+            task.is_some_and(|task| task.is_small())
+        })
     }
 
     /// Will the calling thread look at this netpoller's batons before it goes idle?

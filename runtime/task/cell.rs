@@ -70,6 +70,7 @@ where
         schedule: Self::schedule,
         take_output: Self::take_output,
         drop_output: Self::drop_output,
+        small: mem::size_of::<Self>() <= 4096,
         dealloc: Self::dealloc,
     };
 

@@ -39,6 +39,8 @@ pub(super) struct Vtable {
     pub(super) take_output: unsafe fn(NonNull<Header>, *mut ()),
     /// Safety: the output is the caller's.
     pub(super) drop_output: unsafe fn(NonNull<Header>),
+    /// Its cell takes a page at most.
+    pub(super) small: bool,
     /// Safety: the caller has released the last reference.
     pub(super) dealloc: unsafe fn(NonNull<Header>),
 }
@@ -275,6 +277,12 @@ impl TaskRef<'_> {
             Notify::Submit => Some(G(self.task)),
             Notify::Nothing => None,
         }
+    }
+
+    /// Does it take so little memory that nobody minds if it is freed late?
+    pub(crate) fn is_small(&self) -> bool {
+        // SAFETY: as in `notify`.
+        unsafe { self.task.as_ref() }.vtable.small
     }
 
     /// As [`G::belongs_to`].

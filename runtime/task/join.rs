@@ -167,8 +167,9 @@ impl<T> Drop for JoinHandle<T> {
     }
 }
 
-/// Aborts a task; see [`JoinHandle::abort`]. It keeps the task's memory, which has the
-/// size of its future, but neither the future nor the output in it.
+/// Aborts a task; see [`JoinHandle::abort`]. It keeps the task's memory, which has the size of its future, but neither the
+/// future nor the output in it; and, as every waker and handle of a task does, of a runtime that is gone some memory and three
+/// descriptors.
 pub struct AbortHandle {
     task: NonNull<Header>,
 }
