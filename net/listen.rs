@@ -1,6 +1,7 @@
 //! Making listeners, and what accept(2) says when it has none to give: Go's net/sock_posix.go, and the back-off of
 //! net/http's `Server.Serve`.
 
+use super::sys;
 use crate::runtime::poll_gate::{Gate, Side, complain};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use std::fmt;
@@ -77,7 +78,7 @@ impl ListenConfig {
         fn only_v6(only: bool) { only_v6 = only }
 
         /// After how long a silence the peer of an accepted connection is probed: 15 s unless set; `None` for never.
-        /// The kernel counts in seconds, and at least one.
+        /// The kernel counts in seconds, at least one and at most 32,767: part of a second is a whole one.
         fn keepalive(after: Option<Duration>) { keepalive = after }
 
         /// Called with each socket and the address it is for, when the other settings have been made and before it is
@@ -113,9 +114,10 @@ pub(crate) fn socket(addr: SocketAddr, keepalive_after: Option<Duration>) -> io:
     Ok(socket)
 }
 
-/// Probes after that much silence, then each 15 s. The kernel takes no less than a second.
+/// Probes after that much silence, then each 15 s. The kernel takes whole seconds, and no less than one.
 pub(crate) fn keepalive(after: Duration) -> TcpKeepalive {
-    TcpKeepalive::new().with_time(after.max(Duration::from_secs(1))).with_interval(KEEPALIVE)
+    let after = sys::whole_seconds(after).max(Duration::from_secs(1));
+    TcpKeepalive::new().with_time(after).with_interval(KEEPALIVE)
 }
 
 type Hook = dyn Fn(BorrowedFd<'_>, SocketAddr) -> io::Result<()> + Send + Sync;

@@ -7,6 +7,7 @@ use std::ops::Deref;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::SocketAddr as UnixAddr;
+use std::time::Duration;
 use std::{array, mem, ptr};
 
 /// UIO_MAXIOV: a call takes no more buffers than that. It ends short then, and nothing has been drained (trap P14).
@@ -20,6 +21,12 @@ pub(crate) fn one_call<B: Deref<Target = [u8]>>(bufs: &[B]) -> (&[B], usize) {
 
 /// What a call is asked for that moves something whole, such as a datagram, however long: it is never short.
 pub(crate) const WHOLE: usize = 1;
+
+/// The next whole number of seconds, for options that count in those: none but zero becomes zero.
+pub(crate) fn whole_seconds(time: Duration) -> Duration {
+    let seconds = time.as_secs().saturating_add(u64::from(time.subsec_nanos() > 0));
+    Duration::from_secs(seconds.min(i32::MAX as u64))
+}
 
 /// Turns a system call's -1 into the error it left behind.
 pub(crate) fn check(result: impl TryInto<usize>) -> io::Result<usize> {

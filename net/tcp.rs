@@ -103,10 +103,10 @@ impl TcpStream {
         fn ttl() -> u32;
     }
 
-    /// After how long a silence the peer is probed (15 s by default, as in Go); `None` for never.
+    /// After how long a silence the peer is probed (15 s by default, as in Go); `None` for never. Part of a second is a whole one.
     ///
     /// # Errors
-    /// What setsockopt(2) says.
+    /// What setsockopt(2) says: `InvalidInput` beyond 32,767 s.
     pub fn set_keepalive(&self, after: Option<Duration>) -> io::Result<()> {
         let socket = SockRef::from(self.fd.io());
         match after {
@@ -117,12 +117,13 @@ impl TcpStream {
 
     /// What closing does with bytes that are not yet sent: `None`, the default, sends them in the background; zero
     /// throws them away and resets the connection. Any other time has the thread that drops the stream wait for them, at
-    /// most so long, and a worker with it: close(2) does that even where nothing else blocks.
+    /// most so long, and a worker with it: close(2) does that even where nothing else blocks. The kernel counts in seconds: part
+    /// of one is a whole one.
     ///
     /// # Errors
     /// What setsockopt(2) says.
     pub fn set_linger(&self, linger: Option<Duration>) -> io::Result<()> {
-        SockRef::from(self.fd.io()).set_linger(linger)
+        SockRef::from(self.fd.io()).set_linger(linger.map(sys::whole_seconds))
     }
 
     /// What closing does with bytes that are not yet sent: see [`set_linger`](Self::set_linger).

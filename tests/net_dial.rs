@@ -189,6 +189,15 @@ fn set_options() {
         stream.set_linger(Some(Duration::from_secs(3))).unwrap();
         let three = Some(Duration::from_secs(3));
         assert_eq!((socket.linger().unwrap(), stream.linger().unwrap()), (three, three));
+        // None becomes zero, which would throw away what is not yet sent.
+        let seconds = [(0, 0), (1, 1), (999, 1), (1000, 1), (1001, 2), ((1 << 32) * 1000, i32::MAX as u64)];
+        for (millis, seconds) in seconds {
+            stream.set_linger(Some(Duration::from_millis(millis))).unwrap();
+            let least = stream.linger().unwrap().unwrap().min(Duration::from_secs(seconds));
+            assert_eq!(least, Duration::from_secs(seconds), "{millis} ms");
+        }
+        stream.set_keepalive(Some(Duration::from_millis(1900))).unwrap();
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(2));
         stream.set_linger(None).unwrap();
         assert_eq!((socket.linger().unwrap(), stream.linger().unwrap()), (None, None));
         stream.set_ttl(42).unwrap();
