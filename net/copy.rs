@@ -52,6 +52,8 @@ const UNIT: usize = 64 << 10;
 /// # Errors
 /// What the reader or the writer says, deadlines and `close` included; never a SIGPIPE. Where
 /// [`in_flight`](Copy::in_flight) is 0 the error is the reader's, otherwise the writer's; from a file it may be either's.
+/// While it waits for the reader it does not look at the writer, and learns of what has come to that when there is something to
+/// write.
 /// After an error that passes, as `TimedOut` does when the deadline is set anew, the same future can be polled again, and
 /// goes on where it was.
 ///

@@ -90,7 +90,8 @@ impl<T: AsFd> PollFd<T> {
         Ok(PollFd { fd })
     }
 
-    /// Calls `read` whenever it is worth trying, until it says anything but `WouldBlock`.
+    /// Calls `read` whenever it is worth trying, until it says anything but `WouldBlock`; at once again, if that is
+    /// `Interrupted`.
     ///
     /// # Errors
     /// What `read` says; `TimedOut` after the deadline; `NotConnected` with [`Closed`](crate::net::Closed) inside after
@@ -102,7 +103,8 @@ impl<T: AsFd> PollFd<T> {
         Ok(self.fd.io_op(Side::Read, 0, |_| Ok((read(self.fd.io())?, ()))).await?.0)
     }
 
-    /// Calls `write` whenever it is worth trying, until it says anything but `WouldBlock`.
+    /// Calls `write` whenever it is worth trying, until it says anything but `WouldBlock`; at once again, if that is
+    /// `Interrupted`.
     ///
     /// # Errors
     /// As [`read_with`](Self::read_with). If nobody can read any more, a write to a pipe raises SIGPIPE, which Rust
@@ -114,7 +116,7 @@ impl<T: AsFd> PollFd<T> {
         Ok(self.fd.io_op(Side::Write, 0, |_| Ok((write(self.fd.io())?, ()))).await?.0)
     }
 
-    /// Calls `read` once, if that is worth trying.
+    /// Calls `read` once, if that is worth trying; again, as long as it says `Interrupted`.
     ///
     /// # Errors
     /// `WouldBlock` if it is not; otherwise as [`read_with`](Self::read_with).
@@ -122,7 +124,7 @@ impl<T: AsFd> PollFd<T> {
         Ok(self.fd.try_io(Side::Read, 0, |_| Ok((read(self.fd.io())?, ())))?.0)
     }
 
-    /// Calls `write` once, if that is worth trying.
+    /// Calls `write` once, if that is worth trying; again, as long as it says `Interrupted`.
     ///
     /// # Errors
     /// `WouldBlock` if it is not; otherwise as [`write_with`](Self::write_with).

@@ -122,8 +122,9 @@ macro_rules! read_side {
         }
 
         /// Until when reading may wait; it then fails with `TimedOut`, until the deadline is set anew. `None` for as
-        /// long as it takes. One that has passed takes effect before this returns, also on who is waiting. To move a
-        /// deadline further into the future, as a server does before each request, costs some nanoseconds and no timer.
+        /// long as it takes. One that has passed takes effect before this returns, also on who is waiting, unless it is set
+        /// anew before those have run. To move a deadline further into the future, as a server does before each request,
+        /// costs some nanoseconds and no timer.
         ///
         /// # Errors
         /// After `close`, and when the runtime is gone.

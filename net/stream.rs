@@ -272,7 +272,7 @@ macro_rules! listener {
 
             /// Until when [`accept`](Self::accept) may wait; it then fails with `TimedOut`, until the deadline is set
             /// anew. `None` for as long as it takes. One that has passed takes effect before this returns, also on who
-            /// is waiting.
+            /// is waiting, unless it is set anew before those have run.
             ///
             /// # Errors
             /// After [`close`](Self::close), and when the runtime is gone.

@@ -382,7 +382,12 @@ impl UnixDatagram {
         self.fd.is_ready(Side::Write)?;
         // A `close` meanwhile may be what it says.
         let closed = |error| if self.fd.is_closed(Side::Write) { Shut::Closed.into() } else { error };
-        self.fd.io().send_to_addr(buf, addr).map_err(closed)
+        loop {
+            match self.fd.io().send_to_addr(buf, addr) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                sent => return sent.map_err(closed),
+            }
+        }
     }
 
     /// Ends one direction or both. Who waits to receive does not hear of it from the kernel, and waits on.
