@@ -57,12 +57,13 @@ static MEMBARRIER: AtomicBool = AtomicBool::new(false);
 /// called this.
 pub(crate) fn prepare_fences() {
     const REGISTER_PRIVATE_EXPEDITED: libc::c_int = 1 << 4;
-    static ONCE: std::sync::Once = std::sync::Once::new();
-    ONCE.call_once(|| {
+    // Several threads may do so at once. (A child would wait for ever for one of its parent's in a `Once`.)
+    if !MEMBARRIER.load(Ordering::Relaxed) {
         // SAFETY: takes no pointer.
-        let result = unsafe { libc::syscall(libc::SYS_membarrier, REGISTER_PRIVATE_EXPEDITED, 0, 0) };
-        MEMBARRIER.store(result == 0, Ordering::Relaxed);
-    });
+        if unsafe { libc::syscall(libc::SYS_membarrier, REGISTER_PRIVATE_EXPEDITED, 0, 0) } == 0 {
+            MEMBARRIER.store(true, Ordering::Relaxed);
+        }
+    }
 }
 
 /// The cheap side of a pair of SeqCst fences.
