@@ -1,7 +1,7 @@
 //! Sysmon: Go's thread of the same name (runtime/proc.go). It needs no P, and sees what the Ms are too busy to see.
 
 use super::idle::{MId, PId};
-use super::proc::{MShared, P, Sched};
+use super::proc::{Errand, MShared, Orders, P, Sched};
 use super::stuck::StuckTask;
 use super::sync::Mutex;
 use super::sys;
@@ -25,7 +25,7 @@ fn backtrace_of(_: i32) -> Option<String> {
 const STUCK_TICK_NS: u64 = 10_000_000;
 const LONG_NS: u64 = 100_000_000;
 /// While every P is busy it looks when the first of them may have to be taken, but no more often than this; and so soon after
-/// it has seen an M in a new poll, while others wait and a P is idle.
+/// it has seen an M in a new poll, while others wait and a P is idle; and while an errand waits for a thread.
 const CLOSE_TICK_NS: u64 = 500_000;
 /// So long the network may go without a poll. Go's number.
 const POLL_NS: u64 = 10_000_000;
@@ -35,6 +35,8 @@ const WAIT_NS: u64 = 4_000_000;
 const CPU_NS: u64 = 10_000_000;
 /// So many calls of `on_stuck_task` there may be, with one that does not return.
 const REPORTS: usize = 1000;
+/// So long an errand waits for a thread: then sysmon runs it itself, and is lost if that waits for something.
+const REFUSED_NS: u64 = 1_000_000_000;
 /// So late a look may be and still tell when a poll began.
 const LATE_NS: u64 = 10_000_000;
 
@@ -54,6 +56,8 @@ struct Sysmon<'a> {
     wants_thread: bool,
     end: End,
     reports: Arc<Reports>,
+    /// What no thread was to be had for, and when that was.
+    refused: VecDeque<(u64, Errand)>,
 }
 
 /// What `on_stuck_task` is to be told, by one thread, one after the other: the hook may want a lock that a stuck task
@@ -124,9 +128,11 @@ impl Sched {
             wants_thread: false,
             end: End::default(),
             reports,
+            refused: VecDeque::new(),
         };
         while !self.have_ended_within(sysmon.nap()) {
             sysmon.look();
+            sysmon.run_beside(None);
             sysmon.try_again();
             sysmon.poll_network();
             if self.stopping() {
@@ -135,11 +141,16 @@ impl Sched {
                 sysmon.retake();
             }
         }
+        // Somebody else's wakers, perhaps.
+        sysmon.refused.into_iter().for_each(|(_, errand)| quietly(errand));
     }
 }
 
 impl Sysmon<'_> {
     fn nap(&self) -> u64 {
+        if !self.refused.is_empty() {
+            return CLOSE_TICK_NS;
+        }
         let long = |seen: &Seen| seen.stuck && self.last.saturating_sub(seen.since) >= LONG_NS;
         if self.sched.idle.idle_ps() > 0 {
             if self.follows { CLOSE_TICK_NS } else { TICK_NS }
@@ -220,7 +231,20 @@ impl Sysmon<'_> {
             let there = sched.clone();
             let call = move || there.netpoll.foreign.call(&mut list, || there.wakep());
             // Or nobody would.
-            sched.send(Box::new(call), true).unwrap_or_else(|errand| sched.run_beside(errand));
+            let refused = sched.send(Box::new(call), true).err();
+            self.run_beside(refused);
+        }
+    }
+
+    /// For what may block: an errand for which no M is to be had, and those before it that have found no thread.
+    fn run_beside(&mut self, errand: Option<Errand>) {
+        self.refused.extend(errand.map(|errand| (self.last, errand)));
+        while let Some((since, errand)) = self.refused.pop_front() {
+            match self.sched.send_beside(errand) {
+                Err(errand) if self.last.saturating_sub(since) >= REFUSED_NS => quietly(errand),
+                Err(errand) => return self.refused.push_front((since, errand)),
+                Ok(()) => {}
+            }
         }
     }
 
@@ -317,9 +341,17 @@ impl Sysmon<'_> {
         // Then, if all threads wait: who waits for a socket or a timer hears of the end. Again only for what that left behind.
         let all_wait = left.at_work == 0 || !to_cancel && long(end.still);
         let to_shut = end.shut.is_none_or(|shut| long(shut) && !sched.netpoll.foreign.is_empty());
-        if to_cancel && end.cancelled.is_none_or(long) {
+        if !self.refused.is_empty() {
+            // What they would do comes first.
+        } else if to_cancel && end.cancelled.is_none_or(long) {
             end.cancelled = Some(now);
-            sched.cancel_elsewhere();
+            // Not the caller of `stop`, nor an M in the middle of a poll: those may hold a lock which one of the drops takes.
+            if sched.start_m(Orders::Exit).is_err() {
+                // What is dropped may wait for the network, and nobody else could end that; nor what waits there for the drops.
+                let (there, here) = (sched.clone(), sched.clone());
+                self.run_beside(Some(Box::new(move || there.shut())));
+                self.run_beside(Some(Box::new(move || here.cancel_all())));
+            }
         } else if all_wait && to_shut {
             end.shut = Some(now);
             // It calls foreign wakers, which may wait for each other.
@@ -331,7 +363,8 @@ impl Sysmon<'_> {
                 }
                 there.netpoll.foreign.call_left_behind();
             };
-            sched.send(Box::new(shut), false).unwrap_or_else(|errand| sched.run_beside(errand));
+            let refused = sched.send(Box::new(shut), false).err();
+            self.run_beside(refused);
         }
     }
 }

@@ -6,8 +6,8 @@ use super::{M, Sched};
 use crate::runtime::idle::{MId, Role};
 use crate::runtime::task::{G, quietly};
 use crate::runtime::wake_list::WakeList;
+use crate::runtime::watchdog::TICK_NS;
 use std::iter;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -31,20 +31,9 @@ impl Sched {
         self.watchdog.ring();
     }
 
-    /// For sysmon, at the end: has a thread drop what no M comes to drop. Not the caller of `stop`, nor an M in the middle
-    /// of a poll: those may hold a lock which one of the drops takes.
-    pub(crate) fn cancel_elsewhere(self: &Arc<Self>) {
-        if self.start_m(Orders::Exit).is_err() {
-            // What is dropped here may wait for the network, and nobody else could end that; nor what waits there for this.
-            let (there, here) = (self.clone(), self.clone());
-            self.run_beside(Box::new(move || there.shut()));
-            self.run_beside(Box::new(move || here.cancel_all()));
-        }
-    }
-
     /// The runtime ends: drops every task that no M is running. Each M does so when it ends, not only the last: an M may
     /// be in a poll that waits for what is dropped here.
-    fn cancel_all(&self) {
+    pub(crate) fn cancel_all(&self) {
         self.global.push_due(&mut self.owned.cancel_all());
         self.queued();
         self.cancel_queued();
@@ -97,10 +86,10 @@ impl Sched {
         }
     }
 
-    /// For sysmon: a nap with a time limit, not a safety net; or until a P is busy, if all are idle. True: all threads have
-    /// ended.
+    /// For sysmon: a nap with a time limit, not a safety net; or, if that is no short one, until a P is busy, if all are idle. True:
+    /// all threads have ended.
     pub(crate) fn have_ended_within(&self, time: u64) -> bool {
-        if self.needs_sysmon() || !self.idle.doze() {
+        if time < TICK_NS || self.needs_sysmon() || !self.idle.doze() {
             self.watchdog.set(self.now(), time);
         }
         // Whoever comes after this look rings, and the clock is set already.

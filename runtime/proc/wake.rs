@@ -190,19 +190,19 @@ impl Sched {
         self.errands.lock().pop_back().map_or(Ok(()), Err)
     }
 
-    /// For sysmon, which must not block: runs an errand for which no M is to be had on a thread that is none, and ends with it. On
-    /// the caller's, if the system refuses that, or there are `BESIDE` already.
-    pub(crate) fn run_beside(self: &Arc<Self>, errand: Errand) {
+    /// For sysmon, which must not block: a thread that is no M runs an errand, and ends with it. Gives it back, if the system
+    /// refuses that, or there are `BESIDE` already.
+    pub(crate) fn send_beside(self: &Arc<Self>, errand: Errand) -> Result<(), Errand> {
+        if self.threads.lock().beside >= BESIDE {
+            return Err(errand);
+        }
         let errand = Arc::new(Mutex::new(Some(errand)));
-        let run = move || {
-            let errand = errand.lock().take();
+        let there = errand.clone();
+        let run = move |_: &_| {
+            let errand = there.lock().take();
             errand.into_iter().for_each(quietly);
         };
-        let there = run.clone();
-        let is_room = self.threads.lock().beside < BESIDE;
-        if !is_room || self.start_beside(move |_| there()).is_err() {
-            run();
-        }
+        self.start_beside(run).or_else(|_| errand.lock().take().map_or(Ok(()), Err))
     }
 
     fn thread_name(&self) -> &str {
