@@ -162,7 +162,7 @@ impl Gate {
 
     /// Go's `runtime_pollWait`, to be polled: false if there is news, so that the caller looks again.
     pub(crate) fn arm(&self, side: Side, op: Option<&mut Ticket>, waker: &Waker, also_try: bool) -> bool {
-        let keep = Sched::is_small_here(waker, &self.netpoll);
+        let keep = || Sched::is_small_here(waker, &self.netpoll);
         self.serve(|list| self.slot(side).arm(op, waker, keep, also_try, list))
     }
 

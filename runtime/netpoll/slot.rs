@@ -178,7 +178,7 @@ impl Slot {
         &self,
         op: Option<&mut Ticket>,
         waker: &Waker,
-        keep: bool,
+        keep: impl FnOnce() -> bool,
         also_try: bool,
         list: &mut WakeList,
     ) -> bool {
@@ -193,7 +193,7 @@ impl Slot {
             return false;
         }
         // SAFETY: this thread holds the lock.
-        self.waiters.with_mut(|w| unsafe { &mut *w }.add(op, waker, own && keep, foreign, list));
+        self.waiters.with_mut(|w| unsafe { &mut *w }.add(op, waker, || own && keep(), foreign, list));
         self.unlock(list);
         true
     }
@@ -356,7 +356,14 @@ impl Waiters {
     }
 
     #[inline]
-    fn add(&mut self, op: Option<&mut Ticket>, waker: &Waker, keep: bool, foreign: Option<Waker>, list: &mut WakeList) {
+    fn add(
+        &mut self,
+        op: Option<&mut Ticket>,
+        waker: &Waker,
+        keep: impl FnOnce() -> bool,
+        foreign: Option<Waker>,
+        list: &mut WakeList,
+    ) {
         // An operation that was chosen, tried, and found nothing, keeps its place: before all that came after it.
         let (ticket, again) = match op {
             None => (POLL, false),
@@ -378,7 +385,7 @@ impl Waiters {
                 } else {
                     let new = foreign.unwrap_or_else(|| waker.clone());
                     list.drop_later(Some(std::mem::replace(&mut entry.waker, new)));
-                    entry.keep = keep;
+                    entry.keep = keep();
                 }
                 return;
             }
@@ -394,14 +401,14 @@ impl Waiters {
                     list.drop_later(foreign);
                 }
                 first => {
-                    let new = Entry { ticket, keep, waker: foreign.unwrap_or_else(|| waker.clone()) };
+                    let new = Entry { ticket, keep: keep(), waker: foreign.unwrap_or_else(|| waker.clone()) };
                     list.drop_later(first.replace(new).map(|e| e.waker));
                 }
             }
             self.armed = true;
             return;
         }
-        let mut entry = Entry { ticket, keep, waker: foreign.unwrap_or_else(|| waker.clone()) };
+        let mut entry = Entry { ticket, keep: keep(), waker: foreign.unwrap_or_else(|| waker.clone()) };
         if let Some(head) = self.first.as_mut().filter(|head| self.armed && again && is_later(head)) {
             std::mem::swap(head, &mut entry);
         }

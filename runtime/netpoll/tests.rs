@@ -41,7 +41,7 @@ impl Wake for Count {
 fn wait_as(slot: &Slot, op: Option<&mut Ticket>) -> Arc<Count> {
     let count = Arc::new(Count(AtomicU32::new(0)));
     let mut list = WakeList::default();
-    assert!(slot.arm(op, &Waker::from(count.clone()), true, false, &mut list));
+    assert!(slot.arm(op, &Waker::from(count.clone()), || true, false, &mut list));
     list.deliver();
     count
 }

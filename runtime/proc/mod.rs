@@ -351,15 +351,12 @@ impl Sched {
         Self::with_current(|sched| sched.is_some_and(|sched| ptr::eq(&**sched, self)))
     }
 
-    /// Is the waker that of a task of this netpoller's runtime, which the calling thread runs, and a small one? It may be kept
+    /// Is the waker that of the task which the calling thread polls, of this netpoller's runtime, and a small one? It may be kept
     /// from being freed for as long as its socket is open: that holds little memory, and no other runtime.
-    #[inline]
     pub(crate) fn is_small_here(waker: &Waker, netpoll: &Arc<Netpoll>) -> bool {
         current(|m| {
-            let sched = m.map(|m| &m.sched).filter(|sched| Arc::ptr_eq(&sched.netpoll, netpoll));
-            let task =
-                sched.and_then(|sched| task::from_waker(waker).filter(|t| t.belongs_to(Arc::as_ptr(sched).cast())));
-            task.is_some_and(|task| task.is_small())
+            let m = m.filter(|m| m.polled.get() == waker.data() && Arc::ptr_eq(&m.sched.netpoll, netpoll));
+            m.is_some() && task::from_waker(waker).is_some_and(|task| task.is_small())
         })
     }
 

@@ -102,7 +102,7 @@ impl Socket {
                 self.leave(ticket, false);
                 return Poll::Ready(result);
             }
-            if self.serve(|slot, list| slot.arm(Some(ticket), waker, true, true, list)) {
+            if self.serve(|slot, list| slot.arm(Some(ticket), waker, || true, true, list)) {
                 return Poll::Pending;
             }
         }
@@ -374,7 +374,7 @@ fn a_late_baton_does_not_touch_the_next_generation() {
         socket.slot.open(Start::Nil);
         let mut op = Op::new();
         let other = with(&socket, |socket| socket.serve(|slot, list| slot.edge(SEQ + 1, false, list)));
-        let armed = socket.serve(|slot, list| slot.arm(Some(&mut op.ticket), &op.waker, true, true, list));
+        let armed = socket.serve(|slot, list| slot.arm(Some(&mut op.ticket), &op.waker, || true, true, list));
         late.join().unwrap();
         other.join().unwrap();
         assert_eq!(armed, op.woken());
@@ -390,7 +390,7 @@ fn wakers_of_two_tasks_are_both_woken() {
         let socket = Socket::new(Start::Nil, 0);
         let arm = |socket: &Socket| {
             let op = Op::new();
-            let armed = socket.serve(|slot, list| slot.arm(None, &op.waker, true, true, list));
+            let armed = socket.serve(|slot, list| slot.arm(None, &op.waker, || true, true, list));
             (armed, op)
         };
         let kernel = with(&socket, |socket| socket.arrive(1));
@@ -419,7 +419,7 @@ impl Lock {
                 Ok(None) => {}
                 Err(_) => unreachable!("nobody closes it"),
             }
-            if self.socket.serve(|slot, list| slot.arm(Some(&mut op.ticket), &op.waker, true, true, list)) {
+            if self.socket.serve(|slot, list| slot.arm(Some(&mut op.ticket), &op.waker, || true, true, list)) {
                 // Who is forgotten here sleeps for ever, which loom reports.
                 op.flag.thread.park();
             }

@@ -80,11 +80,11 @@ impl Rigged {
     }
 
     fn arm(&mut self, op: &mut Op) -> bool {
-        self.serve(|slot, list| slot.arm(Some(&mut op.ticket), &op.waker, true, true, list))
+        self.serve(|slot, list| slot.arm(Some(&mut op.ticket), &op.waker, || true, true, list))
     }
 
     fn arm_poll(&mut self, op: &Op) -> bool {
-        self.serve(|slot, list| slot.arm(None, &op.waker, true, true, list))
+        self.serve(|slot, list| slot.arm(None, &op.waker, || true, true, list))
     }
 
     fn edge(&mut self) {
@@ -160,7 +160,7 @@ fn open_and_try_and_readable() {
     assert_eq!(slot.slot.ready(), Ok(false));
     let (mut op, mut observer) = (Op::new(), Op::new());
     assert!(!slot.arm(&mut op));
-    assert!(slot.serve(|slot, list| slot.arm(Some(&mut observer.ticket), &observer.waker, true, false, list)));
+    assert!(slot.serve(|slot, list| slot.arm(Some(&mut observer.ticket), &observer.waker, || true, false, list)));
     assert!(slot.go() && !slot.go());
     assert!(slot.arm(&mut op));
     slot.finish();
@@ -503,7 +503,7 @@ fn wake_and_drop_that_come_back() {
     let mut tickets = [0; 3];
     for ticket in &mut tickets {
         let waker = Waker::from(Arc::new(Meddler(shared.clone())));
-        assert!(shared.0.arm(Some(ticket), &waker, true, true, &mut list));
+        assert!(shared.0.arm(Some(ticket), &waker, || true, true, &mut list));
     }
     // One is woken, one is only dropped, one is woken by the end.
     shared.0.edge(SEQ, false, &mut list);
@@ -526,7 +526,7 @@ fn reader(rig: &Arc<Rig>, slot: &Arc<Slot>, reads: usize) -> JoinHandle<()> {
             let mut list = WakeList::default();
             if matches!(slot.begin(), Ok(Some(_))) {
                 left -= 1;
-            } else if slot.arm(Some(&mut ticket), cx.waker(), true, true, &mut list) {
+            } else if slot.arm(Some(&mut ticket), cx.waker(), || true, true, &mut list) {
                 return Poll::Pending;
             }
             list.deliver();
@@ -568,7 +568,7 @@ fn own_and_foreign_waiters() {
     rig.run_all();
     let mut op = Op::new();
     let mut list = WakeList::default();
-    assert!(slot.arm(Some(&mut op.ticket), &op.waker, true, true, &mut list));
+    assert!(slot.arm(Some(&mut op.ticket), &op.waker, || true, true, &mut list));
     slot.shut(SEQ, Shut::Gone, &mut list);
     assert_eq!((list.gs.len(), op.wakes()), (2, 0));
     for join in &joins {
