@@ -71,7 +71,7 @@ impl Dialer {
         fn local_addr(addr: SocketAddr) { local_addr = Some(addr) }
 
         /// After how long a silence the peer is probed: 15 s unless set; `None` for never. The kernel counts in
-        /// seconds, and at least one.
+        /// seconds, at least one and at most 32,767: part of a second is a whole one.
         fn keepalive(after: Option<Duration>) { keepalive = after }
 
         /// How long the addresses of the first one's family (IPv4 or IPv6) are tried alone, before those of the other

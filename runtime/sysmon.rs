@@ -236,11 +236,13 @@ impl Sysmon<'_> {
         }
     }
 
-    /// For what may block: an errand for which no M is to be had, and those before it that have found no thread.
+    /// For what may block: an errand for which no M is to be had, and those before it that have found no thread; for them there
+    /// may be an M by now.
     fn run_beside(&mut self, errand: Option<Errand>) {
         self.refused.extend(errand.map(|errand| (self.last, errand)));
         while let Some((since, errand)) = self.refused.pop_front() {
-            match self.sched.send_beside(errand) {
+            let refused = if since < self.last { self.sched.send(errand, true) } else { Err(errand) };
+            match refused.or_else(|errand| self.sched.send_beside(errand)) {
                 Err(errand) if self.last.saturating_sub(since) >= REFUSED_NS => quietly(errand),
                 Err(errand) => return self.refused.push_front((since, errand)),
                 Ok(()) => {}

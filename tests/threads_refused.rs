@@ -9,7 +9,7 @@ use gopark::{Builder, Handle};
 use std::future::pending;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Wake, Waker};
 use std::thread;
@@ -143,5 +143,42 @@ fn waker_that_waits_for_a_task() {
     // Sysmon takes the P from the stuck task.
     rt.block_on(rt.spawn(gopark::time::sleep(Duration::from_millis(1)))).unwrap();
     release.send(()).unwrap();
+    rt.block_on(stuck).unwrap();
+}
+
+/// A foreign waker for which no thread was to be had, and then the worker has nothing to do.
+#[test]
+fn waker_and_worker_that_comes_back() {
+    struct Tells(Mutex<Sender<Option<String>>>);
+    impl Wake for Tells {
+        fn wake(self: Arc<Self>) {
+            let name = thread::current().name().map(str::to_owned);
+            self.0.lock().unwrap().send(name).unwrap();
+        }
+    }
+    let refusal = Refusal::alone();
+    let _watchdog = watchdog(60);
+    let rt = Builder::new().workers(1).build().unwrap();
+    let (release, released) = channel::<()>();
+    let (begun_tx, begun) = channel();
+    let stuck = rt.spawn(async move {
+        begun_tx.send(()).unwrap();
+        released.recv().unwrap();
+    });
+    begun.recv().unwrap();
+    let (name_tx, name) = channel();
+    let waker = Waker::from(Arc::new(Tells(Mutex::new(name_tx))));
+    let _entered = rt.enter();
+    let mut sleep = pin!(sleep(Duration::from_millis(20)));
+    assert!(sleep.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    let end = refusal.begin(usize::MAX);
+    // The stuck task's P, and then the waker, have asked for one.
+    while REFUSED.load(SeqCst) < 20 {
+        thread::yield_now();
+    }
+    release.send(()).unwrap();
+    assert_eq!(name.recv().unwrap().as_deref(), Some("gopark"));
+    REFUSED.store(usize::MAX, SeqCst);
+    end.join().unwrap();
     rt.block_on(stuck).unwrap();
 }
