@@ -6,6 +6,7 @@ use super::park::Parker;
 use super::proc::{Config, Sched, Timer, without_p};
 use super::stuck::StuckTask;
 use super::task::{JoinHandle, TaskInfo};
+use futures_task::{ArcWake, FutureObj, Spawn, SpawnError, waker_ref};
 use std::any::Any;
 use std::cell::RefCell;
 use std::ffi::OsString;
@@ -17,7 +18,7 @@ use std::num::NonZeroUsize;
 use std::panic::{Location, resume_unwind};
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -385,20 +386,16 @@ fn with_sched<R>(f: impl FnOnce(Option<&Arc<Sched>>) -> R) -> R {
     }
 }
 
+impl ArcWake for Parker {
+    fn wake_by_ref(this: &Arc<Self>) {
+        this.unpark();
+    }
+}
+
 /// The loop of `block_on`: polls, and sleeps until woken, exactly (trap S7).
 fn poll_here<F: Future>(future: F) -> F::Output {
-    struct Unpark(Parker);
-    impl Wake for Unpark {
-        fn wake(self: Arc<Self>) {
-            self.0.unpark();
-        }
-
-        fn wake_by_ref(self: &Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-    let thread = Arc::new(Unpark(Parker::new()));
-    let waker = Waker::from(thread.clone());
+    let thread = Arc::new(Parker::new());
+    let waker = waker_ref(&thread);
     let mut cx = Context::from_waker(&waker);
     let mut future = pin!(future);
     loop {
@@ -408,19 +405,19 @@ fn poll_here<F: Future>(future: F) -> F::Output {
         if let Poll::Ready(output) = polled {
             return output;
         }
-        thread.0.park();
+        thread.park();
     }
 }
 
-impl futures_task::Spawn for Handle {
-    fn spawn_obj(&self, future: futures_task::FutureObj<'static, ()>) -> Result<(), futures_task::SpawnError> {
+impl Spawn for Handle {
+    fn spawn_obj(&self, future: FutureObj<'static, ()>) -> Result<(), SpawnError> {
         self.status()?;
         drop(self.spawn(future));
         Ok(())
     }
 
-    fn status(&self) -> Result<(), futures_task::SpawnError> {
-        if self.sched.stopping() { Err(futures_task::SpawnError::shutdown()) } else { Ok(()) }
+    fn status(&self) -> Result<(), SpawnError> {
+        if self.sched.stopping() { Err(SpawnError::shutdown()) } else { Ok(()) }
     }
 }
 
