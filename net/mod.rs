@@ -12,6 +12,7 @@ mod dial;
 mod fd;
 mod listen;
 pub(crate) mod poll_fd;
+mod prelude;
 mod resolve;
 mod socket;
 mod splice;

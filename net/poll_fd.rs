@@ -1,12 +1,8 @@
 //! Any other descriptor that epoll takes: Go's `os.NewFile` of one that does not block.
 
 use super::fd::Fd;
-use super::socket::{HasFd, both_sides, has_fd, read_side, write_side};
-use crate::runtime::poll_gate::{Gate, Side, Start};
+use super::prelude::*;
 use socket2::SockRef;
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::time::Instant;
 
 /// A descriptor of any kind that can be waited for: a pipe, an eventfd, timerfd, pidfd or inotify, a terminal.
 ///

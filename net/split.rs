@@ -1,19 +1,9 @@
 //! The halves of a connection, which is a TCP one unless said otherwise.
 
-use super::socket::{self, HasFd, read_side, write_side};
-use super::stream::{async_read, async_write, reads, writes};
-use super::sys;
+use super::prelude::*;
 use super::tcp::TcpStream;
 use super::unix::UnixStream;
-use crate::runtime::poll_gate::{Gate, Side};
-use futures_io::{AsyncRead, AsyncWrite};
-use std::fmt;
-use std::io::{self, IoSlice, IoSliceMut};
-use std::net::Shutdown;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::Instant;
 
 /// The read half of [`TcpStream::split`].
 #[derive(Debug)]

@@ -3,21 +3,10 @@
 use super::dial::Dialer;
 use super::fd::Fd;
 use super::listen::{self, Backoff, ListenConfig};
+use super::prelude::*;
 use super::resolve::{ToSocketAddrs, first};
-use super::socket::{self, HasFd, both_sides, forward, has_fd, owner, read_side, write_side};
-use super::stream::{async_read, async_write, listener, reads, stream, writes};
-use super::sys;
-use crate::runtime::poll_gate::{Closed, Gate, Side, Start};
-use futures_core::Stream;
-use futures_io::{AsyncRead, AsyncWrite};
 use socket2::SockRef;
-use std::fmt;
-use std::io::{self, IoSlice, IoSliceMut};
-use std::net::{self, Shutdown, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::pin::Pin;
-use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::net::{self, SocketAddr};
 
 /// A TCP socket that listens.
 ///

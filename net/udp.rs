@@ -1,16 +1,9 @@
 //! UDP: Go's net/udpsock.go.
 
-use super::datagram::datagram;
 use super::fd::Fd;
+use super::prelude::*;
 use super::resolve::{ToSocketAddrs, first, no_address, resolve};
-use super::socket::{self, HasFd, both_sides, forward, has_fd, owner, read_side, write_side};
-use super::sys::{self, Received};
-use crate::runtime::poll_gate::{Gate, Side, Start};
-use std::fmt;
-use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{self, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::time::Instant;
 
 /// A UDP socket.
 ///

@@ -2,32 +2,21 @@
 //!
 //! A path that begins with a zero byte is a name in Linux's abstract namespace, which has no file.
 
-use super::datagram::datagram;
 use super::fd::Fd;
 use super::listen::Backoff;
-use super::socket::{self, HasFd, both_sides, forward, has_fd, owner, read_side, write_side};
-use super::stream::{async_read, async_write, listener, reads, stream, writes};
-use super::sys::{self, Received};
+use super::prelude::*;
 use crate::runtime::budget;
-use crate::runtime::poll_gate::{Closed, Gate, Shut, Side, Start};
+use crate::runtime::poll_gate::Shut;
 use crate::runtime::time::sleep;
-use futures_core::Stream;
-use futures_io::{AsyncRead, AsyncWrite};
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::ffi::OsStr;
-use std::fmt;
 use std::future::poll_fn;
-use std::io::{self, IoSlice, IoSliceMut};
-use std::net::Shutdown;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{self, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::{Mutex, PoisonError};
-use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
 
 /// A Unix socket that listens.
 ///

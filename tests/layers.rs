@@ -41,6 +41,7 @@ const NET: &[&[&str]] = &[
     &["net/fd.rs", "net/splice.rs"],
     &["net/socket.rs"],
     &["net/stream.rs", "net/datagram.rs"],
+    &["net/prelude.rs"],
     &["net/resolve.rs"],
     &["net/listen.rs"],
     &["net/dial.rs"],
