@@ -467,7 +467,7 @@ impl M {
             retires: Cell::new(false),
             streak: Cell::new(0),
             tick: Cell::new(0),
-            check: find::Check::new(),
+            check: find::Check::default(),
             neighbours: neighbours::Neighbours::default(),
             rng,
             list: RefCell::default(),
