@@ -111,6 +111,20 @@ macro_rules! setters {
     )*};
 }
 
+/// An error that is nothing but its text.
+#[cfg(not(gopark_loom))]
+macro_rules! plain_error {
+    ($t:ident, $text:literal) => {
+        impl std::fmt::Display for $t {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str($text)
+            }
+        }
+
+        impl std::error::Error for $t {}
+    };
+}
+
 #[cfg(not(gopark_loom))]
 pub mod net;
 mod runtime;

@@ -7,7 +7,6 @@ use super::proc::Sched;
 use super::runtime::Handle;
 use super::timer::NEVER;
 use super::wake_list::WakeList;
-use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
@@ -36,28 +35,15 @@ unsafe impl Sync for Gate {}
 /// What an operation gets whose runtime is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RuntimeGone(());
-
-impl fmt::Display for RuntimeGone {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(
-            "the socket's runtime has been shut down; keep the Runtime alive for as long as its sockets are used",
-        )
-    }
-}
-
-impl std::error::Error for RuntimeGone {}
+plain_error!(
+    RuntimeGone,
+    "the socket's runtime has been shut down; keep the Runtime alive for as long as its sockets are used"
+);
 
 /// What an operation gets on a socket that was closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Closed(());
-
-impl fmt::Display for Closed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the socket was closed by a call of `close`")
-    }
-}
-
-impl std::error::Error for Closed {}
+plain_error!(Closed, "the socket was closed by a call of `close`");
 
 impl From<Shut> for io::Error {
     fn from(shut: Shut) -> io::Error {

@@ -6,7 +6,6 @@ use super::proc::Timer;
 use super::runtime::Handle;
 use futures_core::Stream;
 use pin_project_lite::pin_project;
-use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
@@ -183,14 +182,7 @@ impl<F: Future> Future for Timeout<F> {
 /// The time of a [`timeout`] was over before its future was ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Elapsed(());
-
-impl fmt::Display for Elapsed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the deadline has passed")
-    }
-}
-
-impl std::error::Error for Elapsed {}
+plain_error!(Elapsed, "the deadline has passed");
 
 impl From<Elapsed> for io::Error {
     fn from(elapsed: Elapsed) -> io::Error {
