@@ -353,6 +353,7 @@ impl Sched {
 
     /// Is the waker that of the task which the calling thread polls, of this netpoller's runtime, and a small one? It may be kept
     /// from being freed for as long as its socket is open: that holds little memory, and no other runtime.
+    #[cold]
     pub(crate) fn is_small_here(waker: &Waker, netpoll: &Arc<Netpoll>) -> bool {
         current(|m| {
             let m = m.filter(|m| m.polled.get() == waker.data() && Arc::ptr_eq(&m.sched.netpoll, netpoll));
