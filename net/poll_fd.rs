@@ -90,7 +90,7 @@ impl<T: AsFd> PollFd<T> {
     /// `Interrupted`.
     ///
     /// # Errors
-    /// What `read` says; `TimedOut` after the deadline; `NotConnected` with [`Closed`](crate::net::Closed) inside after
+    /// What `read` says; `TimedOut` after the deadline; `NotConnected` with [`Closed`] inside after
     /// [`close`](Self::close).
     ///
     /// # Cancel safety

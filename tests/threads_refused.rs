@@ -1,6 +1,6 @@
 //! The system refuses threads for a while: what has to wait for one meanwhile waits, and nothing is lost for good.
 //!
-//! `pthread_create` is this program's own, so that it fails when a test says so. (Not for ThreadSanitizer, which has its own, too.)
+//! `pthread_create` is this program's own, so that it fails when a test says so. (Not for the sanitizers, which have one, too.)
 
 mod support;
 
