@@ -57,11 +57,16 @@ pub(super) struct Check {
     overtaken: Cell<u32>,
     /// When a timer ended this M's last sleep in the network, if one did.
     rang: Cell<u64>,
-    /// Nanoseconds that a task takes, by the last stretches; 0 until that is known.
+    /// Nanoseconds that a task takes, by the last stretches, and how many make an interval.
     cost: Cell<u64>,
+    interval: Cell<u32>,
 }
 
 impl Check {
+    pub(super) fn new() -> Check {
+        Check { interval: Cell::new(CHECK_TICKS), ..Check::default() }
+    }
+
     /// A task has used up its budget: others may have waited for a while.
     pub(super) fn soon(&self) {
         self.urgent.set(true);
@@ -106,10 +111,10 @@ impl Check {
                 // Slowly up, quickly down: when another process takes the CPU for a while, the tasks did not cost that.
                 let cost = if sample > cost { cost + (sample - cost) / 8 } else { (cost + sample) / 2 };
                 self.cost.set(cost);
+                self.interval.set((CHECK_NS / cost.max(1)).clamp(1, CHECK_TICKS.into()) as u32);
             }
         }
-        let interval = (CHECK_NS / self.cost.get().max(1)).clamp(1, CHECK_TICKS.into());
-        self.at.set(tick.wrapping_add(interval as u32));
+        self.at.set(tick.wrapping_add(self.interval.get()));
     }
 }
 

@@ -468,7 +468,7 @@ impl M {
             retires: Cell::new(false),
             streak: Cell::new(0),
             tick: Cell::new(0),
-            check: find::Check::default(),
+            check: find::Check::new(),
             neighbours: neighbours::Neighbours::default(),
             rng,
             list: RefCell::default(),
