@@ -1,5 +1,6 @@
 //! The system calls on sockets that neither std nor socket2 makes as they are needed here.
 
+use crate::runtime::poll_gate::syscall6;
 use socket2::{MaybeUninitSlice, SockAddr, SockAddrStorage, SockRef};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::SocketAddr;
@@ -33,11 +34,28 @@ pub(crate) fn check(result: impl TryInto<usize>) -> io::Result<usize> {
     result.try_into().map_err(|_| io::Error::last_os_error())
 }
 
+/// recvfrom(2) or sendto(2), without an address, which is what recv(2) and send(2) are.
+///
+/// # Safety
+/// As of those.
+#[inline(always)]
+unsafe fn transfer(
+    number: libc::c_long,
+    socket: BorrowedFd<'_>,
+    buf: *const u8,
+    len: usize,
+    flags: libc::c_int,
+) -> io::Result<usize> {
+    let args = [socket.as_raw_fd() as usize, buf.expose_provenance(), len, flags as usize, 0, 0];
+    // SAFETY: the caller's promise; no address is null, and no length of one.
+    unsafe { syscall6(number, args) }
+}
+
 /// recv(2), on any kind of socket.
 #[inline]
 pub(crate) fn recv(socket: BorrowedFd<'_>, buf: &mut [u8], flags: libc::c_int) -> io::Result<usize> {
     // SAFETY: the kernel writes into the buffer, and not beyond it.
-    check(unsafe { libc::recv(socket.as_raw_fd(), buf.as_mut_ptr().cast(), buf.len(), flags) })
+    unsafe { transfer(libc::SYS_recvfrom, socket, buf.as_mut_ptr(), buf.len(), flags) }
 }
 
 /// readv(2), on any kind of socket.
@@ -51,7 +69,7 @@ pub(crate) fn recv_vectored(socket: BorrowedFd<'_>, bufs: &mut [IoSliceMut<'_>])
 #[inline]
 pub(crate) fn send(socket: BorrowedFd<'_>, buf: &[u8]) -> io::Result<usize> {
     // SAFETY: the kernel reads the buffer, and not beyond it.
-    check(unsafe { libc::send(socket.as_raw_fd(), buf.as_ptr().cast(), buf.len(), libc::MSG_NOSIGNAL) })
+    unsafe { transfer(libc::SYS_sendto, socket, buf.as_ptr(), buf.len(), libc::MSG_NOSIGNAL) }
 }
 
 /// sendmsg(2), where std has writev(2), for the same reason.

@@ -19,6 +19,7 @@ pub(crate) mod runtime;
 pub(crate) mod stuck;
 pub(crate) mod sync;
 pub(crate) mod sys;
+mod syscall;
 #[cfg(not(gopark_loom))]
 mod sysmon;
 pub(crate) mod task;

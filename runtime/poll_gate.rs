@@ -17,6 +17,7 @@ use std::time::Instant;
 pub(crate) use super::netpoll::desc::Side;
 pub(crate) use super::netpoll::slot::{Go, Shut, Start, Ticket};
 pub(crate) use super::sys::complain;
+pub(crate) use super::syscall::syscall6;
 
 /// A descriptor's registration with a netpoller, which it keeps alive. Dropping it ends it: Go's `runtime_pollClose`.
 #[allow(missing_debug_implementations, reason = "nobody can name it")]

@@ -1,6 +1,7 @@
 //! Every system call the runtime makes, each a safe function over owned or borrowed descriptors.
 //! (The calls on sockets live in `net`, where std, socket2 and `net/sys.rs` make them.)
 
+use super::syscall::syscall6;
 #[cfg(gopark_loom)]
 use loom::sync::atomic::fence;
 use std::ffi::OsStr;
@@ -149,45 +150,46 @@ pub(crate) type Events = Vec<libc::epoll_event>;
 
 /// # Safety
 /// The kernel has written as many events into the batch as `result` says.
-unsafe fn fill(events: &mut Events, result: libc::c_long) -> io::Result<()> {
+unsafe fn fill(events: &mut Events, result: io::Result<usize>) -> io::Result<()> {
     events.clear();
-    let n = match check(result) {
+    let n = match result {
         // A signal is no news (trap P20): the caller sees an empty batch.
         Err(e) if e.kind() == io::ErrorKind::Interrupted => 0,
         n => n?,
     };
     // SAFETY: the caller's promise.
-    unsafe { events.set_len(n as usize) };
+    unsafe { events.set_len(n) };
     Ok(())
 }
 
-/// epoll_wait(2): `timeout_ms` is -1 to wait for ever, 0 not to wait.
+/// epoll_wait(2), which newer machines have as epoll_pwait(2) only: `timeout_ms` is -1 to wait for ever, 0 not to wait.
 pub(crate) fn epoll_wait(ep: BorrowedFd<'_>, events: &mut Events, timeout_ms: i32) -> io::Result<()> {
-    let (room, max) = (events.as_mut_ptr(), events.capacity() as libc::c_int);
-    // SAFETY: the kernel writes at most `max` events, for which there is room, and says how many.
-    unsafe { fill(events, libc::epoll_wait(ep.as_raw_fd(), room, max, timeout_ms).into()) }
+    let (room, max) = (events.as_mut_ptr().expose_provenance(), events.capacity());
+    let args = [ep.as_raw_fd() as usize, room, max, timeout_ms as usize, 0, 0];
+    // SAFETY: the kernel writes at most `max` events, for which there is room, and says how many. A null signal mask is none.
+    unsafe { fill(events, syscall6(libc::SYS_epoll_pwait, args)) }
 }
 
-/// epoll_pwait2(2) (Linux 5.11): a timeout in nanoseconds. By number, since C libraries learned of it late.
+/// epoll_pwait2(2) (Linux 5.11): a timeout in nanoseconds.
 pub(crate) fn epoll_pwait2(ep: BorrowedFd<'_>, events: &mut Events, timeout: Duration) -> io::Result<()> {
-    let (ep_fd, ts, mask) = (ep.as_raw_fd(), timespec(timeout), std::ptr::null::<libc::sigset_t>());
-    let (room, max) = (events.as_mut_ptr(), events.capacity());
-    // SAFETY: the kernel writes at most `max` events, for which there is room, reads `ts` during the call, and takes a
-    // null signal mask as none.
-    let n = unsafe { libc::syscall(libc::SYS_epoll_pwait2, ep_fd, room, max, &raw const ts, mask, 0usize) };
+    let (ep_fd, ts) = (ep.as_raw_fd(), timespec(timeout));
+    let (room, max) = (events.as_mut_ptr().expose_provenance(), events.capacity());
+    let args = [ep_fd as usize, room, max, (&raw const ts).expose_provenance(), 0, 0];
+    // SAFETY: as above, and it reads `ts` during the call.
+    let result = unsafe { syscall6(libc::SYS_epoll_pwait2, args) };
     // EPERM: seccomp filters that are older than the call, as old container runtimes have them.
-    if n == -1 && matches!(io::Error::last_os_error().raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) {
+    if result.as_ref().is_err_and(|e| matches!(e.raw_os_error(), Some(libc::ENOSYS | libc::EPERM))) {
         // An epoll instance is readable while it has events. Whatever ends the wait, the next call looks.
         let mut readable = libc::pollfd { fd: ep_fd, events: libc::POLLIN, revents: 0 };
-        // SAFETY: one pollfd, which outlives the call, as `ts` does; the mask as above.
-        let waited = check(unsafe { libc::ppoll(&mut readable, 1, &raw const ts, mask) }.into());
+        // SAFETY: one pollfd, which outlives the call, as `ts` does; a null signal mask is none.
+        let waited = check(unsafe { libc::ppoll(&mut readable, 1, &raw const ts, std::ptr::null()) }.into());
         let refused = waited.is_err_and(|e| e.kind() != io::ErrorKind::Interrupted);
         // Not even that (a limit of no descriptors, a filter): milliseconds, rounded up, are better than to spin.
         let rest = if refused { timeout.as_millis().saturating_add(1).try_into().unwrap_or(i32::MAX) } else { 0 };
         return epoll_wait(ep, events, rest);
     }
     // SAFETY: that call has said how many there are.
-    unsafe { fill(events, n) }
+    unsafe { fill(events, result) }
 }
 
 /// Writes a line on stderr if there is room for it: no lock of std's, no panic, and no wait unless another writer takes that
