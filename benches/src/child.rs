@@ -2,7 +2,8 @@
 //! signal thread when a signal ends this process; and should this process be killed hard, each ends by itself, as its
 //! stdin closes.
 
-use crate::{Failure, sys};
+use crate::Failure;
+use crate::sys::{self, Epoll};
 use std::fs;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
@@ -50,6 +51,24 @@ pub(crate) fn exit_with_stdin() -> io::Result<()> {
         std::process::exit(0);
     })?;
     Ok(())
+}
+
+/// The same for who has one thread and is to have no other, since that would make its system calls dearer: stdin is among
+/// what it waits for.
+pub(crate) fn watch_stdin(epoll: &Epoll, token: u64) -> io::Result<()> {
+    match epoll.add(&io::stdin(), sys::EPOLLIN, token) {
+        // A file.
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => exit_with_stdin(),
+        result => result,
+    }
+}
+
+/// That has news.
+pub(crate) fn read_stdin() {
+    // An error is an end too.
+    if !matches!(io::stdin().read(&mut [0; 64]), Ok(1..)) {
+        std::process::exit(0);
+    }
 }
 
 pub(crate) struct Proc {

@@ -106,7 +106,10 @@ pub(crate) enum Service {
 
 /// `benches serve`: becomes a server until stdin closes.
 pub(crate) fn serve(peer: Peer, addr: SocketAddr, service: Service, workers: usize) -> Result<(), Failure> {
-    child::exit_with_stdin()?;
+    // raw sees to that itself, with the one thread that it has.
+    if peer != Peer::Raw {
+        child::exit_with_stdin()?;
+    }
     let served = match (peer, service) {
         (Peer::Tokio, _) => runtime::serve::<Tokio>(addr, service, workers),
         (Peer::Smol, _) => runtime::serve::<Smol>(addr, service, workers),

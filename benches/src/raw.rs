@@ -1,6 +1,7 @@
 //! The yardstick: an echo server as one writes it in C, on epoll and nothing else; and an HTTP server.
 
 use crate::BUFFER;
+use crate::child;
 use crate::http::Heads;
 use crate::sys::{self, EPOLLIN, EPOLLOUT, Epoll, EventBuf};
 use std::io::{self, ErrorKind, Read, Write};
@@ -9,6 +10,7 @@ use std::thread;
 
 const MAX_EVENTS: usize = 1024;
 const LISTENER: u64 = u64::MAX;
+const STDIN: u64 = u64::MAX - 1;
 
 /// One epoll loop per worker; more than one share the port by SO_REUSEPORT.
 pub(crate) fn serve(addr: SocketAddr, workers: usize, http: bool) -> io::Result<()> {
@@ -18,14 +20,16 @@ pub(crate) fn serve(addr: SocketAddr, workers: usize, http: bool) -> io::Result<
     for _ in 1..workers {
         let next = sys::listen(addr, shared)?;
         thread::Builder::new().name("raw".into()).spawn(move || {
-            if let Err(error) = serve_loop(&next, http) {
+            if let Err(error) = Epoll::new().and_then(|epoll| serve_loop(&epoll, &next, http)) {
                 eprintln!("raw: {error}");
                 std::process::exit(1);
             }
         })?;
     }
     println!("listening on {addr}");
-    serve_loop(&first, http)
+    let epoll = Epoll::new()?;
+    child::watch_stdin(&epoll, STDIN)?;
+    serve_loop(&epoll, &first, http)
 }
 
 struct Conn {
@@ -35,8 +39,7 @@ struct Conn {
     heads: Heads,
 }
 
-fn serve_loop(listener: &TcpListener, http: bool) -> io::Result<()> {
-    let epoll = Epoll::new()?;
+fn serve_loop(epoll: &Epoll, listener: &TcpListener, http: bool) -> io::Result<()> {
     epoll.add(listener, EPOLLIN, LISTENER)?;
     let mut events = EventBuf::new(MAX_EVENTS);
     let mut conns: Vec<Option<Conn>> = Vec::new();
@@ -44,15 +47,22 @@ fn serve_loop(listener: &TcpListener, http: bool) -> io::Result<()> {
     let mut buf = [0; BUFFER];
     loop {
         for (_, token) in epoll.wait(&mut events, -1)? {
-            if token == LISTENER {
-                accept_all(&epoll, listener, &mut conns, &mut free)?;
-                continue;
+            match token {
+                LISTENER => {
+                    accept_all(epoll, listener, &mut conns, &mut free)?;
+                    continue;
+                }
+                STDIN => {
+                    child::read_stdin();
+                    continue;
+                }
+                _ => {}
             }
             let slot = &mut conns[token as usize];
             let Some(conn) = slot else { continue };
             let outcome = match conn.unsent.is_empty() {
-                true => answer(&epoll, conn, token, &mut buf, http),
-                false => flush(&epoll, conn, token),
+                true => answer(epoll, conn, token, &mut buf, http),
+                false => flush(epoll, conn, token),
             };
             // An end or an error: either way this connection is over, and dropping it closes it.
             if !matches!(outcome, Ok(true)) {

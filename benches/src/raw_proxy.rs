@@ -1,11 +1,13 @@
 //! The yardstick of proxies: one thread on epoll that reads and writes.
 
+use crate::child;
 use crate::sys::{self, EPOLLIN, EPOLLOUT, Epoll, EventBuf};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 
 const MAX_EVENTS: usize = 1024;
 const LISTENER: u64 = u64::MAX;
+const STDIN: u64 = u64::MAX - 1;
 const BUFFER: usize = 64 << 10;
 
 pub(crate) fn serve(addr: SocketAddr, target: SocketAddr) -> io::Result<()> {
@@ -13,14 +15,22 @@ pub(crate) fn serve(addr: SocketAddr, target: SocketAddr) -> io::Result<()> {
     println!("listening on {}", listener.local_addr()?);
     let epoll = Epoll::new()?;
     epoll.add(&listener, EPOLLIN, LISTENER)?;
+    child::watch_stdin(&epoll, STDIN)?;
     let mut events = EventBuf::new(MAX_EVENTS);
     let mut pairs: Vec<Option<Pair>> = Vec::new();
     let mut buf = vec![0; BUFFER];
     loop {
         for (_, token) in epoll.wait(&mut events, -1)? {
-            if token == LISTENER {
-                accept_all(&epoll, &listener, target, &mut pairs)?;
-                continue;
+            match token {
+                LISTENER => {
+                    accept_all(&epoll, &listener, target, &mut pairs)?;
+                    continue;
+                }
+                STDIN => {
+                    child::read_stdin();
+                    continue;
+                }
+                _ => {}
             }
             let slot = &mut pairs[token as usize / 2];
             let Some(pair) = slot else { continue };
