@@ -46,6 +46,7 @@ impl Stall {
     }
 
     /// What a handler does before it echoes.
+    #[inline]
     pub(crate) fn on_message(stall: Option<Stall>, message: &[u8]) {
         if let Some(stall) = stall.filter(|_| message.starts_with(BLOCK)) {
             stall.now();

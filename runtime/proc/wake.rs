@@ -323,8 +323,16 @@ impl M {
 
     /// A spinning M has found work. Go's `resetspinning`; but where Go wakes another M always, here it does so only if
     /// there is work in sight (rule 2 of idle.rs).
+    #[inline]
     pub(super) fn reset_spinning(&self) {
-        if self.spinning.take() && self.sched.idle.stop_spinning() && self.sched.anything_waiting() {
+        if self.spinning.take() {
+            self.stop_spinning();
+        }
+    }
+
+    #[cold]
+    fn stop_spinning(&self) {
+        if self.sched.idle.stop_spinning() && self.sched.anything_waiting() {
             self.sched.wakep();
         }
     }
