@@ -38,7 +38,8 @@ pub(crate) unsafe fn syscall6(number: libc::c_long, args: [usize; 6]) -> io::Res
 #[inline(always)]
 pub(crate) unsafe fn syscall6(number: libc::c_long, args: [usize; 6]) -> io::Result<usize> {
     let result: isize;
-    // SAFETY: as above.
+    // SAFETY: as above; but of vector registers the kernel keeps the lower 128 bits only, so all is taken for changed that a call of a
+    // C function may change.
     unsafe {
         std::arch::asm!(
             "svc 0",
@@ -49,7 +50,8 @@ pub(crate) unsafe fn syscall6(number: libc::c_long, args: [usize; 6]) -> io::Res
             in("x3") args[3],
             in("x4") args[4],
             in("x5") args[5],
-            options(nostack, preserves_flags),
+            clobber_abi("C"),
+            options(nostack),
         );
     }
     check(result)
