@@ -5,7 +5,7 @@
 
 use super::sys::{self, Received};
 use crate::runtime::budget;
-use crate::runtime::poll_gate::{Gate, Go, Shut, Side, Start, Ticket};
+use crate::runtime::poll_gate::{Gate, Go, Shut, Side, Start, Ticket, rare};
 use pin_project_lite::pin_project;
 use std::fmt;
 use std::io;
@@ -181,6 +181,7 @@ impl Gate {
         op: &mut impl FnMut(BorrowedFd<'_>) -> io::Result<R>,
     ) -> io::Result<Option<R>> {
         if let (0, Side::Read, nothing @ Some(_)) = (asked, side, R::NOTHING) {
+            rare();
             self.is_ready(side)?;
             return Ok(nothing);
         }
@@ -189,7 +190,10 @@ impl Gate {
         loop {
             match op(self.as_fd()) {
                 // Not the peer has ended the stream, but a `close` during the call.
-                Ok(done) if done.bytes() == Some(0) && self.is_closed(side) => return Err(Shut::Closed.into()),
+                Ok(done) if done.bytes() == Some(0) && self.is_closed(side) => {
+                    rare();
+                    return Err(Shut::Closed.into());
+                }
                 Ok(done) => {
                     std::mem::forget(begun);
                     let drained = !cut && done.bytes().is_some_and(|bytes| is_short(bytes, asked));
@@ -200,8 +204,12 @@ impl Gate {
                     std::mem::forget(begun);
                     return Ok(None);
                 }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(if self.is_closed(side) { Shut::Closed.into() } else { error }),
+                Err(error) => {
+                    rare();
+                    if error.kind() != io::ErrorKind::Interrupted {
+                        return Err(if self.is_closed(side) { Shut::Closed.into() } else { error });
+                    }
+                }
             }
         }
     }
@@ -240,10 +248,12 @@ impl Gate {
                 let gate = wait.gate;
                 if !wait.locked {
                     if buf.is_empty() {
+                        rare();
                         // No call follows that would; nor does one an error, below.
                         ready!(budget::poll_take(cx));
                     }
                     if let Err(shut) = ready!(wait.poll_lock(cx, &mut gave_way)) {
+                        rare();
                         ready!(budget::poll_take(cx));
                         return Poll::Ready(Err(shut.into()));
                     }
@@ -364,8 +374,12 @@ impl Wait<'_> {
 impl Drop for Wait<'_> {
     #[inline]
     fn drop(&mut self) {
-        self.gate.leave(self.side, &mut self.ticket, true);
-        self.unlock();
+        // Not where it has come to its end.
+        if self.ticket != 0 || self.locked {
+            rare();
+            self.gate.leave(self.side, &mut self.ticket, true);
+            self.unlock();
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The cooperative budget: what stands in for Go's preemption (runtime/preempt.go). A future cannot be interrupted,
 //! so each operation on a socket takes one unit, and a poll that has used them all goes to the back of the queue.
 
+use super::rare::rare;
 use std::cell::Cell;
 use std::task::{Context, Poll};
 
@@ -45,6 +46,7 @@ pub(crate) fn poll_take(cx: &mut Context<'_>) -> Poll<()> {
     match LEFT.get() {
         None => Poll::Ready(()),
         Some(n @ ..=0) => {
+            rare();
             LEFT.set(Some(if n > -REFUSALS { n - 1 } else { UNITS }));
             cx.waker().wake_by_ref();
             Poll::Pending

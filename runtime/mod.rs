@@ -13,6 +13,7 @@ pub(crate) mod poll_gate;
 #[cfg(not(gopark_loom))]
 pub(crate) mod proc;
 pub(crate) mod queue;
+pub(crate) mod rare;
 #[cfg(not(gopark_loom))]
 #[allow(clippy::module_inception)]
 pub(crate) mod runtime;

@@ -16,6 +16,7 @@ use std::time::Instant;
 
 pub(crate) use super::netpoll::desc::Side;
 pub(crate) use super::netpoll::slot::{Go, Shut, Start, Ticket};
+pub(crate) use super::rare::rare;
 pub(crate) use super::sys::complain;
 pub(crate) use super::syscall::syscall6;
 

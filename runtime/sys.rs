@@ -93,7 +93,8 @@ pub(crate) fn thread_id() -> i32 {
     unsafe { libc::gettid() }
 }
 
-/// The CPU time that a thread of this process has used, in nanoseconds; 0 if it has ended.
+/// The CPU time that a thread of this process has used, in nanoseconds; 0 if it has ended. The calling thread is 0, too, which
+/// the kernel need not look up.
 pub(crate) fn thread_cpu_ns(thread: i32) -> u64 {
     // What pthread_getcpuclockid(3) makes of a thread, which wants its handle: CPUCLOCK_PERTHREAD and CPUCLOCK_SCHED.
     let clock = (!thread) << 3 | 4 | 2;
@@ -162,12 +163,18 @@ unsafe fn fill(events: &mut Events, result: io::Result<usize>) -> io::Result<()>
     Ok(())
 }
 
-/// epoll_wait(2), which newer machines have as epoll_pwait(2) only: `timeout_ms` is -1 to wait for ever, 0 not to wait.
+/// epoll_wait(2), which newer machines have as epoll_pwait(2) only, a little slower: `timeout_ms` is -1 to wait for ever, 0 not
+/// to wait.
 pub(crate) fn epoll_wait(ep: BorrowedFd<'_>, events: &mut Events, timeout_ms: i32) -> io::Result<()> {
+    #[cfg(target_arch = "x86_64")]
+    const NUMBER: libc::c_long = libc::SYS_epoll_wait;
+    #[cfg(not(target_arch = "x86_64"))]
+    const NUMBER: libc::c_long = libc::SYS_epoll_pwait;
     let (room, max) = (events.as_mut_ptr().expose_provenance(), events.capacity());
     let args = [ep.as_raw_fd() as usize, room, max, timeout_ms as usize, 0, 0];
-    // SAFETY: the kernel writes at most `max` events, for which there is room, and says how many. A null signal mask is none.
-    unsafe { fill(events, syscall6(libc::SYS_epoll_pwait, args)) }
+    // SAFETY: the kernel writes at most `max` events, for which there is room, and says how many. The newer call's signal mask,
+    // null, is none.
+    unsafe { fill(events, syscall6(NUMBER, args)) }
 }
 
 /// epoll_pwait2(2) (Linux 5.11): a timeout in nanoseconds.

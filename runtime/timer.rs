@@ -31,6 +31,7 @@ impl Clock {
         Clock { start: Instant::now(), start_ns: sys::coarse_ns() }
     }
 
+    #[inline(never)]
     pub(crate) fn now(self) -> u64 {
         self.when(Instant::now())
     }

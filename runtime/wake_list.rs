@@ -108,8 +108,7 @@ impl WakeList {
     /// Is there anything in it whose code is not the runtime's? (Who drops a waker of an own task
     /// frees memory at most; or what the hooks of a runtime own that is gone, if it was the last that held it.)
     pub(crate) fn has_foreign(&self) -> bool {
-        let foreign = |waker| task::from_waker(waker).is_none();
-        self.rest.as_ref().is_some_and(|rest| !rest.foreign.is_empty() || rest.spent.iter().any(foreign))
+        self.rest.as_ref().is_some_and(|rest| rest.has_foreign())
     }
 
     /// Is there nothing to do with it, not even batons to keep?
@@ -118,8 +117,7 @@ impl WakeList {
     }
 
     fn rest(&mut self) -> &mut Rest {
-        // At the end of a thread there is none.
-        self.rest.get_or_insert_with(|| SPARE.try_with(Cell::take).ok().flatten().unwrap_or_default())
+        self.rest.get_or_insert_with(Rest::take)
     }
 }
 
@@ -151,8 +149,15 @@ impl Foreign {
     /// Wakes and drops what in the list is not the scheduler's, and no one else's: the caller may hold locks of the user's. Under
     /// none of the runtime's (traps S16, S18); a panic stays here (S23). Before it begins with the first of several it has
     /// somebody `told` who can take the others.
+    #[inline]
     pub(crate) fn call(&self, list: &mut WakeList, tell: impl FnOnce()) {
-        let Some(rest) = &mut list.rest else { return };
+        if let Some(rest) = &mut list.rest {
+            self.call_all(rest, tell);
+        }
+    }
+
+    #[cold]
+    fn call_all(&self, rest: &mut Rest, tell: impl FnOnce()) {
         // These run no code of another executor's: see `has_foreign`.
         rest.spent.retain(|waker| task::from_waker(waker).is_none());
         let wakes = rest.foreign.drain(..).map(|waker| (waker, Waker::wake as fn(Waker)));
@@ -209,6 +214,18 @@ impl Drop for WakeList {
 }
 
 impl Rest {
+    #[cold]
+    fn take() -> Box<Rest> {
+        // At the end of a thread there is no place for one.
+        SPARE.try_with(Cell::take).ok().flatten().unwrap_or_default()
+    }
+
+    #[cold]
+    fn has_foreign(&self) -> bool {
+        let foreign = |waker| task::from_waker(waker).is_none();
+        !self.foreign.is_empty() || self.spent.iter().any(foreign)
+    }
+
     /// Leaves its storage to the next list.
     #[cold]
     fn keep(self: Box<Self>) {

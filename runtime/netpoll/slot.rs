@@ -31,6 +31,7 @@
 //! before it tried, chooses the next (`finish`, `leave`). A chosen future may also never be polled again (trap P23):
 //! so an edge that leaves others waiting also leaves a baton, and `pass` looks once more before an M goes idle.
 
+use crate::runtime::rare::rare;
 use crate::runtime::sync::{AtomicU64, Ordering, UnsafeCell, spin};
 use crate::runtime::task;
 use crate::runtime::wake_list::{SlotId, WakeList};
@@ -143,7 +144,10 @@ impl Slot {
             // AcqRel orders the clearing before the call and after the edge that set it.
             match self.word.compare_exchange_weak(word, word & !(READY | TRY), Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => return Ok(Some(Go { cut: word & CUT != 0 })),
-                Err(now) => word = now,
+                Err(now) => {
+                    rare();
+                    word = now;
+                }
             }
         }
         Ok(None)
@@ -340,9 +344,11 @@ impl Slot {
 
 #[inline]
 fn shut_of(word: u64) -> Option<Shut> {
-    if word & SHUT == 0 {
-        return None;
-    }
+    if word & SHUT == 0 { None } else { which_shut(word) }
+}
+
+#[cold]
+fn which_shut(word: u64) -> Option<Shut> {
     [Shut::Closed, Shut::Gone, Shut::Expired].into_iter().find(|how| word & (CLOSED << *how as u32) != 0)
 }
 
@@ -376,6 +382,7 @@ impl Waiters {
         };
         // A new one is not there yet.
         if ticket == POLL || again {
+            rare();
             let same = |e: &&mut Entry| e.ticket == ticket && (ticket != POLL || e.waker.will_wake(waker));
             let armed = self.first.as_mut().filter(|_| self.armed);
             let more = self.more.iter_mut().flat_map(|m| m.iter_mut());
@@ -408,6 +415,7 @@ impl Waiters {
             self.armed = true;
             return;
         }
+        rare();
         let mut entry = Entry { ticket, keep: keep(), waker: foreign.unwrap_or_else(|| waker.clone()) };
         if let Some(head) = self.first.as_mut().filter(|head| self.armed && again && is_later(head)) {
             std::mem::swap(head, &mut entry);

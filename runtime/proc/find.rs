@@ -4,6 +4,7 @@ use super::{M, P, Sched};
 use crate::runtime::idle::{Back, PId, Role};
 use crate::runtime::netpoll::BATCH;
 use crate::runtime::queue::{Local, Remote};
+use crate::runtime::rare::rare;
 use crate::runtime::task::{G, GList};
 use crate::runtime::timer::NEVER;
 use crate::runtime::wake_list::WakeList;
@@ -103,18 +104,22 @@ impl Check {
     }
 
     /// The work is done, or too little to be worth a look at the clock. The next look is a full interval away.
+    #[inline]
     fn end(&self, tick: u32, now: impl FnOnce() -> u64) {
-        if let Some((first, since)) = self.since.take() {
-            if tick != first {
-                let sample = now().saturating_sub(since) / u64::from(tick.wrapping_sub(first));
-                let cost = self.cost.get();
-                // Slowly up, quickly down: when another process takes the CPU for a while, the tasks did not cost that.
-                let cost = if sample > cost { cost + (sample - cost) / 8 } else { (cost + sample) / 2 };
-                self.cost.set(cost);
-                self.interval.set((CHECK_NS / cost.max(1)).clamp(1, CHECK_TICKS.into()) as u32);
-            }
+        if let Some((first, since)) = self.since.take().filter(|(first, _)| *first != tick) {
+            self.learn(u64::from(tick.wrapping_sub(first)), now().saturating_sub(since));
         }
         self.at.set(tick.wrapping_add(self.interval.get()));
+    }
+
+    /// So many tasks took so long.
+    #[inline(never)]
+    fn learn(&self, tasks: u64, time: u64) {
+        let (sample, cost) = (time / tasks, self.cost.get());
+        // Slowly up, quickly down: when another process takes the CPU for a while, the tasks did not cost that.
+        let cost = if sample > cost { cost + (sample - cost) / 8 } else { (cost + sample) / 2 };
+        self.cost.set(cost);
+        self.interval.set((CHECK_NS / cost.max(1)).clamp(1, CHECK_TICKS.into()) as u32);
     }
 }
 
@@ -145,14 +150,19 @@ impl M {
         }
     }
 
-    /// Now and then: the network, expired timers, the global queue. Nothing there may starve while the local queue has work
-    /// (trap S6), nor the local queue while there is work there.
+    /// Now and then, and when it is asked to, an M looks up from its queue.
+    #[inline]
     fn check_around(&self) -> Option<G> {
-        let tick = self.tick.get();
         let p = self.p()?;
-        if !self.check.is_due(tick) && !p.attention.load(Ordering::Relaxed) {
-            return None;
-        }
+        let due = self.check.is_due(self.tick.get()) || p.attention.load(Ordering::Relaxed);
+        if due { self.look_around(p) } else { None }
+    }
+
+    /// The network, expired timers, the global queue. Nothing there may starve while the local queue has work
+    /// (trap S6), nor the local queue while there is work there.
+    #[inline(never)]
+    fn look_around(&self, p: &P) -> Option<G> {
+        let tick = self.tick.get();
         p.attention.store(false, Ordering::Relaxed);
         if self.sched.worker_runs_closure.load(Ordering::Relaxed)
             && self.sched.worker_runs_closure.swap(false, Ordering::Relaxed)
@@ -215,6 +225,7 @@ impl M {
     }
 
     /// With nothing of its own: the global queue, due timers, other Ms' queues, slots whose turn got lost.
+    #[inline(never)]
     fn next_beyond(&self) -> Option<G> {
         self.p.get()?;
         if !self.sched.global.is_empty() {
@@ -229,6 +240,7 @@ impl M {
         if next != NEVER {
             let now = self.sched.now();
             if next <= now {
+                rare();
                 let list = &mut *self.list.borrow_mut();
                 self.sched.expire_timers(now, list);
                 if let Some(g) = self.take_first(list, Local::push_due) {
@@ -244,6 +256,7 @@ impl M {
         // One waiter at a time, but to the last: those that were chosen so far may all have been forgotten (trap P23).
         let list = &mut *self.list.borrow_mut();
         while self.sched.netpoll.has_batons() {
+            rare();
             self.sched.netpoll.pass_batons(list);
             if let Some(g) = self.take_first(list, Local::push) {
                 return Some(g);
@@ -254,6 +267,7 @@ impl M {
     }
 
     /// Four rounds over the other Ms in random order; their run-next slots only in the last. Go's `stealWork`.
+    #[inline(never)]
     fn steal_work(&self) -> Option<G> {
         let sched = &*self.sched;
         let ps = sched.ps();
@@ -300,6 +314,7 @@ impl M {
 
     /// Gives the P back, looks at everything once more, then waits: in the network if no other M does, parked if one
     /// does.
+    #[inline(never)]
     fn go_idle(&self, p: PId) -> Idled {
         let sched = &*self.sched;
         if !self.shared.remote.is_empty() {
@@ -317,6 +332,7 @@ impl M {
         }
         let mut when = if role == Role::Poll { sched.asleep() } else { NEVER };
         if sched.anything_waiting() || sched.closures_wait() || sched.stopping() {
+            rare();
             if role == Role::Poll {
                 // While it has the place still.
                 sched.netpoll.until.awake();
@@ -340,6 +356,7 @@ impl M {
     }
 
     /// Waits for orders. If there are more threads than Ps, one that gets none for long ends.
+    #[inline(never)]
     fn wait_parked(&self) -> Idled {
         let (sched, parker) = (&*self.sched, &self.shared.parker);
         while !parker.park_for(sched.has_more_threads_than_ps().then_some(KEEP)) {
@@ -357,6 +374,7 @@ impl M {
         let wait = (when != NEVER).then(|| when.max(self.check.rang.get() + RING_NS).saturating_sub(sched.now()));
         let list = &mut *self.list.borrow_mut();
         sched.netpoll.netpoll_block(wait.map(Duration::from_nanos), list);
+        list.gs.fetch_first();
         sched.netpoll.until.awake();
         if wait.is_some() {
             let now = sched.now();
@@ -366,6 +384,7 @@ impl M {
             Back::Spinning(p) => self.take_p(p, true),
             Back::Running(p) => self.take_p(p, false),
             back @ (Back::NoP | Back::Job) => {
+                rare();
                 // A timer that is due would end the next wait at once.
                 sched.expire_timers(sched.now(), list);
                 // Every P is busy; their Ms look at the global queue before they rest.
@@ -387,6 +406,7 @@ impl M {
     }
 
     /// Rests until somebody has a use for it; an idle P is use enough.
+    #[inline(never)]
     fn rest_without_p(&self) -> Idled {
         let (sched, m) = (&*self.sched, self.shared.id);
         if sched.closures_wait() && sched.idle.idle_ps() == 0 {

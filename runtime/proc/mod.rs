@@ -289,6 +289,7 @@ impl Sched {
     }
 
     /// When the first timer of all is due.
+    #[inline(never)]
     pub(crate) fn next_timer(&self) -> u64 {
         let sleeps = self.ps.iter().map(|p| p.timers.next_when());
         sleeps.fold(self.netpoll.next_alarm(), u64::min)

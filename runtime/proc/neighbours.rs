@@ -55,7 +55,8 @@ impl M {
         if stays == 0 && !sched.needs_sysmon() {
             sched.watchdog.put_off(&glance, now, || {
                 for (p, m) in held() {
-                    p.mark.set(now, poll(p, m), sys::thread_cpu_ns(m.thread()));
+                    let thread = if ptr::eq(m, &*self.shared) { 0 } else { m.thread() };
+                    p.mark.set(now, poll(p, m), sys::thread_cpu_ns(thread));
                     p.attention.store(true, Ordering::Relaxed);
                 }
             });

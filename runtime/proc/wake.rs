@@ -14,6 +14,7 @@ use super::{Errand, M, MShared, Sched};
 use crate::runtime::idle::{MId, PId, Wakeup};
 use crate::runtime::park::Parker;
 use crate::runtime::queue::{self, Local};
+use crate::runtime::rare::rare;
 use crate::runtime::sync::Mutex;
 use crate::runtime::sys;
 use crate::runtime::task::{G, TaskInfo, quietly};
@@ -92,6 +93,7 @@ impl Sched {
     /// The first P is busy, or was to be.
     fn rouse_sysmon(&self) {
         if self.idle.rouse() {
+            rare();
             self.watchdog.start(self.now());
         }
     }

@@ -1,5 +1,6 @@
 //! A task with its type: one allocation for the header, the scheduler, and the future or what came of it.
 
+use super::super::rare::rare;
 use super::super::sync::UnsafeCell;
 use super::g::{self, G, Header, TaskInfo, Vtable};
 use super::owned::OwnedTasks;
@@ -105,6 +106,7 @@ where
         let result = loop {
             match cell.header.state.start() {
                 Start::Drop => {
+                    rare();
                     cell.scheduler().polled(&waker);
                     // SAFETY: RUNNING is ours.
                     break Err(unsafe { cell.drop_future() }.map_or_else(Failure::Panic, |()| Failure::Cancelled));
@@ -114,6 +116,7 @@ where
                     let polled = unsafe { cell.poll(&mut Context::from_waker(&waker)) };
                     cell.scheduler().polled(&waker);
                     if let Poll::Ready(result) = polled {
+                        rare();
                         break result;
                     }
                     match cell.header.state.idle() {
@@ -147,6 +150,7 @@ where
             Ok(Poll::Ready(output)) => Ok(output),
             Err(payload) => Err(payload),
         };
+        rare();
         // SAFETY: as above.
         let dropped = unsafe { self.drop_future() };
         Poll::Ready(match (polled, dropped) {

@@ -203,6 +203,21 @@ impl GList {
         *self = other;
     }
 
+    /// Has the processor fetch what a poll of the first task is likely to touch, while there is something else to do: under
+    /// light load all of it has left the cache since the last one. (Of every task in a long list it is a loss.)
+    #[inline]
+    pub(crate) fn fetch_first(&self) {
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        if let Some(task) = self.head {
+            const LINE: usize = 64;
+            for line in 1..5 {
+                let at = task.as_ptr().cast::<i8>().wrapping_add(line * LINE);
+                // SAFETY: a hint, which never faults, wherever that is.
+                unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at) };
+            }
+        }
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.len == 0
     }
