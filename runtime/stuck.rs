@@ -41,7 +41,8 @@ impl StuckTask {
         self.cpu_time
     }
 
-    /// Where its thread is, if that can be had: with the feature `backtrace`, and if it has not moved on meanwhile.
+    /// Where its thread is, if that can be had: with the feature `backtrace`, and if it has not moved on before it is asked,
+    /// which may be while the names of another backtrace are looked up: some milliseconds, or a tenth of a second in a debug build.
     ///
     /// The thread is asked by `SIGURG`, as Go does it, which ends a few system calls with `Interrupted`: those on sockets with
     /// a timeout, poll(2) and its kin (signal(7) lists them). If the program handles that signal itself, there is none.

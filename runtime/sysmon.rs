@@ -15,9 +15,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 #[cfg(feature = "backtrace")]
-use super::trace::backtrace_of;
+use super::trace::frames_of;
 #[cfg(not(feature = "backtrace"))]
-fn backtrace_of(_: i32) -> Option<String> {
+fn frames_of(_: i32) -> Option<String> {
     None
 }
 
@@ -303,16 +303,25 @@ impl Sysmon<'_> {
         }
         let (sched, reports) = (self.sched.clone(), self.reports.clone());
         let work = move || {
-            let mut next = reports.lock().front().cloned();
-            while let Some((mut stuck, m)) = next {
-                quietly(|| {
+            let mut asked = VecDeque::new();
+            let mut queue = reports.lock();
+            loop {
+                // All threads are asked before one's addresses get names, which takes so long that the others would have moved on.
+                while let Some((stuck, m)) = queue.get(asked.len()).cloned() {
+                    drop(queue);
                     // The poll may have ended by then.
-                    stuck.backtrace = backtrace_of(m.thread()).filter(|_| m.running() == Some(stuck.task));
+                    let frames = frames_of(m.thread()).filter(|_| m.running() == Some(stuck.task));
+                    asked.push_back((stuck, frames));
+                    queue = reports.lock();
+                }
+                let Some((mut stuck, frames)) = asked.pop_front() else { break };
+                drop(queue);
+                quietly(|| {
+                    stuck.backtrace = frames.map(|frames| frames.to_string());
                     sched.config.on_stuck_task.iter().for_each(|hook| hook(&stuck));
                 });
-                let mut reports = reports.lock();
-                reports.pop_front();
-                next = reports.front().cloned();
+                queue = reports.lock();
+                queue.pop_front();
             }
         };
         if self.sched.send(Box::new(work), false).is_err() {

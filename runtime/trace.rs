@@ -7,7 +7,7 @@
 
 use super::sys;
 use std::ffi::{c_int, c_void};
-use std::fmt::Write;
+use std::fmt::{self, Write};
 use std::ptr;
 use std::sync::Mutex;
 use std::sync::OnceLock;
@@ -29,11 +29,12 @@ const NOBODY: u32 = 0;
 const WRITING: u32 = u32::MAX - 1;
 const WRITTEN: u32 = u32::MAX;
 
-/// The backtrace of a thread of this process, as text; from the outermost call of a task's code inwards it is that code.
-/// Names and lines are as good as the program's debug information: without any, what was inlined into the runtime's own
-/// functions is not told from them.
-/// `None` if the thread does not answer, or the program has a use of its own for the signal.
-pub(crate) fn backtrace_of(thread: i32) -> Option<String> {
+/// Return addresses, from where a thread was interrupted outwards.
+pub(crate) struct Frames(Vec<usize>);
+
+/// Where a thread of this process is.
+/// `None` if it does not answer, or the program has a use of its own for the signal.
+pub(crate) fn frames_of(thread: i32) -> Option<Frames> {
     static INSTALLED: OnceLock<bool> = OnceLock::new();
     let _asking = ASKING.lock().ok()?;
     if !*INSTALLED.get_or_init(install) {
@@ -60,8 +61,7 @@ pub(crate) fn backtrace_of(thread: i32) -> Option<String> {
         sys::futex_wait(&STATE, state, (state == asked).then_some(left));
     }
     let len = LEN.load(Ordering::Relaxed);
-    let frames = FRAMES[..len].iter().map(|frame| frame.load(Ordering::Relaxed));
-    Some(describe(frames))
+    Some(Frames(FRAMES[..len].iter().map(|frame| frame.load(Ordering::Relaxed)).collect()))
 }
 
 /// False: somebody else handles the signal.
@@ -82,7 +82,7 @@ fn install() -> bool {
 /// The handler, on the thread that is asked.
 extern "C" fn answer(_: c_int, _: *mut c_void, context: *const libc::ucontext_t) {
     let asked = sys::thread_id() as u32;
-    // Acquire pairs with the Release in `backtrace_of`. SIGURG may come from elsewhere, or too late.
+    // Acquire pairs with the Release in `frames_of`. SIGURG may come from elsewhere, or too late.
     if STATE.compare_exchange(asked, WRITING, Ordering::Acquire, Ordering::Relaxed).is_err() {
         return;
     }
@@ -104,7 +104,7 @@ extern "C" fn answer(_: c_int, _: *mut c_void, context: *const libc::ucontext_t)
         });
     }
     LEN.store(len, Ordering::Relaxed);
-    // Release pairs with the Acquire in `backtrace_of`.
+    // Release pairs with the Acquire in `frames_of`.
     STATE.store(WRITTEN, Ordering::Release);
     sys::futex_wake(&STATE, 1);
     // SAFETY: as above.
@@ -127,29 +127,33 @@ unsafe fn interrupted_at(context: *const libc::ucontext_t) -> Option<usize> {
     }
 }
 
-/// What std prints of a backtrace, from where the thread was interrupted to where the runtime calls the task.
-fn describe(frames: impl Iterator<Item = usize>) -> String {
-    let mut text = String::new();
-    let (mut n, mut outside) = (0, false);
-    for ip in frames {
-        // The first is where the thread is. The others are return addresses, behind the call: the line may be the next.
-        let at = if n == 0 { ip } else { ip.saturating_sub(1) };
-        backtrace::resolve(at as *mut _, |symbol| {
-            let name = symbol.name().map(|name| format!("{name:#}")).unwrap_or_default();
-            outside |= match symbol.filename() {
-                Some(file) => file.starts_with(concat!(env!("CARGO_MANIFEST_DIR"), "/runtime/task")),
-                // The task's code may have been inlined into it: so it is shown, and is the last.
-                None => n > 0 && text.contains("gopark::runtime::task::"),
-            };
-            if outside {
-                return;
-            }
-            let _ = writeln!(text, "{n:4}: {}", if name.is_empty() { "<unknown>" } else { &name });
-            if let (Some(file), Some(line)) = (symbol.filename(), symbol.lineno()) {
-                let _ = writeln!(text, "             at {}:{line}", file.display());
-            }
-            n += 1;
-        });
+impl fmt::Display for Frames {
+    /// What std prints of a backtrace, from where the thread was interrupted to where the runtime calls the task.
+    /// Names and lines are as good as the program's debug information: without any, what was inlined into the runtime's own
+    /// functions is not told from them. It takes long: a tenth of a second, and more at first.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = String::new();
+        let (mut n, mut outside) = (0, false);
+        for &ip in &self.0 {
+            // The first is where the thread is. The others are return addresses, behind the call: the line may be the next.
+            let at = if n == 0 { ip } else { ip.saturating_sub(1) };
+            backtrace::resolve(at as *mut _, |symbol| {
+                let name = symbol.name().map(|name| format!("{name:#}")).unwrap_or_default();
+                outside |= match symbol.filename() {
+                    Some(file) => file.starts_with(concat!(env!("CARGO_MANIFEST_DIR"), "/runtime/task")),
+                    // The task's code may have been inlined into it: so it is shown, and is the last.
+                    None => n > 0 && text.contains("gopark::runtime::task::"),
+                };
+                if outside {
+                    return;
+                }
+                let _ = writeln!(text, "{n:4}: {}", if name.is_empty() { "<unknown>" } else { &name });
+                if let (Some(file), Some(line)) = (symbol.filename(), symbol.lineno()) {
+                    let _ = writeln!(text, "             at {}:{line}", file.display());
+                }
+                n += 1;
+            });
+        }
+        f.write_str(&text)
     }
-    text
 }

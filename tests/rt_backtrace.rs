@@ -2,9 +2,12 @@
 
 mod support;
 
-use gopark::Builder;
+use gopark::{Builder, TaskId};
+use std::collections::HashSet;
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::{Duration, Instant};
 use support::watchdog;
 
 #[inline(never)]
@@ -62,15 +65,38 @@ fn two_tasks_in_two_places() {
     rt.block_on(computes).unwrap();
 }
 
+/// Names are put to the addresses after the look at whether the task has moved on: that takes longer than many a task is stuck.
+#[test]
+fn a_task_that_is_over_by_then() {
+    let _watchdog = watchdog(60);
+    let over: Arc<Mutex<HashSet<TaskId>>> = Arc::default();
+    let (tell, told) = channel();
+    let seen = over.clone();
+    let hook = move |task: &gopark::StuckTask| {
+        let late = task.backtrace().is_some() && seen.lock().unwrap().contains(&task.task().id());
+        let _ = late.then(|| tell.send(()));
+    };
+    let rt = Builder::new().workers(1).on_stuck_task(hook).build().unwrap();
+    for millis in (10..60).cycle() {
+        let task = rt.spawn(async move { thread::sleep(Duration::from_millis(millis)) });
+        let id = task.id();
+        rt.block_on(task).unwrap();
+        over.lock().unwrap().insert(id);
+        if told.try_recv().is_ok() {
+            break;
+        }
+    }
+}
+
 /// The signal interrupts no call of the task's that std would not take up again.
 #[test]
 fn sleep_is_taken_up_again() {
     let _watchdog = watchdog(60);
     let (tell, told) = channel();
     let rt = Builder::new().workers(1).on_stuck_task(move |_| tell.send(()).unwrap()).build().unwrap();
-    let time = std::time::Duration::from_millis(300);
+    let time = Duration::from_millis(300);
     let task = rt.spawn(async move {
-        let start = std::time::Instant::now();
+        let start = Instant::now();
         thread::sleep(time);
         start.elapsed()
     });
