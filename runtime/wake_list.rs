@@ -228,7 +228,8 @@ impl Rest {
 
     /// Leaves its storage to the next list.
     #[cold]
-    fn keep(self: Box<Self>) {
+    fn keep(mut self: Box<Self>) {
+        self.spent.clear();
         if self.is_empty() {
             let _ = SPARE.try_with(|spare| spare.set(Some(self)));
         }

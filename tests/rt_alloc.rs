@@ -127,8 +127,9 @@ fn one_allocation_per_spawn_and_none_per_wake() {
                 client.set_read_deadline(None).unwrap();
             };
             assert_eq!(allocations(deadlines).await, 0, "deadline, {workers} workers");
+            // So many that sysmon harvests some.
             let edges = || async {
-                for _ in 0..N {
+                for _ in 0..10 * N {
                     let (mut one, mut two) = ([0], [0]);
                     let both = futures::future::join(client.read(&mut one), client.read(&mut two));
                     futures::future::join(both, client.write(b"ab")).await.1.unwrap();
