@@ -1,7 +1,7 @@
-//! Runs a program on a kernel that has no epoll_pwait2(2): `enosys COMMAND [ARGS...]`.
+//! Runs a program on a kernel that has no epoll_pwait2(2), nor epoll_wait(2) on x86-64: `enosys COMMAND [ARGS...]`.
 //!
-//! A seccomp filter makes that one system call fail with ENOSYS, as a kernel before 5.11 does, in the program and in
-//! everything that it starts. One file for rustc alone, so it is nobody's dependency.
+//! A seccomp filter makes them fail with ENOSYS, as a kernel before 5.11 does the one, and as a filter may do the other that was
+//! written for programs of Go's or musl's, in the program and in everything that it starts. One file for rustc alone, so it is nobody's dependency.
 
 use std::ffi::{c_int, c_long, c_ulong};
 use std::io;
@@ -15,6 +15,8 @@ unsafe extern "C" {
 
 /// The same on every architecture that Rust has, as of all system calls since 424.
 const SYS_EPOLL_PWAIT2: u32 = 441;
+/// Elsewhere there is only epoll_pwait(2), and so nothing more to refuse.
+const SYS_EPOLL_WAIT: u32 = if cfg!(target_arch = "x86_64") { 232 } else { SYS_EPOLL_PWAIT2 };
 const ENOSYS: u32 = 38;
 
 const PR_SET_SECCOMP: c_int = 22;
@@ -44,9 +46,10 @@ struct Program {
 }
 
 /// It guards nothing, so it need not look at the architecture first, as a guard has to.
-const FILTER: [Instruction; 4] = [
+const FILTER: [Instruction; 5] = [
     // The number stands first in `struct seccomp_data`.
     Instruction { code: LOAD, if_true: 0, if_false: 0, k: 0 },
+    Instruction { code: JUMP_IF_EQUAL, if_true: 1, if_false: 0, k: SYS_EPOLL_WAIT },
     Instruction { code: JUMP_IF_EQUAL, if_true: 0, if_false: 1, k: SYS_EPOLL_PWAIT2 },
     Instruction { code: RETURN, if_true: 0, if_false: 0, k: SECCOMP_RET_ERRNO | ENOSYS },
     Instruction { code: RETURN, if_true: 0, if_false: 0, k: SECCOMP_RET_ALLOW },
@@ -65,9 +68,9 @@ fn filter() -> io::Result<()> {
 }
 
 /// Not taken on trust.
-fn is_missing() -> bool {
+fn is_missing(number: u32) -> bool {
     // SAFETY: there is no epoll instance of number -1, so the kernel looks at nothing else.
-    let result = unsafe { syscall(SYS_EPOLL_PWAIT2.into(), -1 as c_long, 0 as c_long, 1 as c_long, 0 as c_long) };
+    let result = unsafe { syscall(number.into(), -1 as c_long, 0 as c_long, 1 as c_long, 0 as c_long) };
     result == -1 && io::Error::last_os_error().raw_os_error() == Some(ENOSYS as i32)
 }
 
@@ -81,8 +84,8 @@ fn main() -> ExitCode {
         eprintln!("enosys: cannot install a seccomp filter: {error}");
         return ExitCode::FAILURE;
     }
-    if !is_missing() {
-        eprintln!("enosys: the filter is there, and epoll_pwait2 still is too");
+    if ![SYS_EPOLL_WAIT, SYS_EPOLL_PWAIT2].into_iter().all(is_missing) {
+        eprintln!("enosys: the filter is there, and a call that it refuses still is too");
         return ExitCode::FAILURE;
     }
     let error = Command::new(&program).args(args).exec();

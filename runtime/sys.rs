@@ -1,6 +1,7 @@
 //! Every system call the runtime makes, each a safe function over owned or borrowed descriptors.
 //! (The calls on sockets live in `net`, where std, socket2 and `net/sys.rs` make them.)
 
+use super::rare::rare;
 use super::syscall::syscall6;
 #[cfg(gopark_loom)]
 use loom::sync::atomic::fence;
@@ -163,18 +164,29 @@ unsafe fn fill(events: &mut Events, result: io::Result<usize>) -> io::Result<()>
     Ok(())
 }
 
-/// epoll_wait(2), which newer machines have as epoll_pwait(2) only, a little slower: `timeout_ms` is -1 to wait for ever, 0 not
-/// to wait.
+/// No such call: the kernel is older, or a seccomp filter does not know it (which some say by EPERM).
+fn is_refused(result: &io::Result<usize>) -> bool {
+    result.as_ref().is_err_and(|e| matches!(e.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)))
+}
+
+/// epoll_wait(2), which newer machines have as epoll_pwait(2) only, a little slower, as Go and musl call it everywhere:
+/// `timeout_ms` is -1 to wait for ever, 0 not to wait.
 pub(crate) fn epoll_wait(ep: BorrowedFd<'_>, events: &mut Events, timeout_ms: i32) -> io::Result<()> {
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", not(gopark_libc)))]
     const NUMBER: libc::c_long = libc::SYS_epoll_wait;
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(not(all(target_arch = "x86_64", not(gopark_libc))))]
     const NUMBER: libc::c_long = libc::SYS_epoll_pwait;
     let (room, max) = (events.as_mut_ptr().expose_provenance(), events.capacity());
     let args = [ep.as_raw_fd() as usize, room, max, timeout_ms as usize, 0, 0];
-    // SAFETY: the kernel writes at most `max` events, for which there is room, and says how many. The newer call's signal mask,
-    // null, is none.
-    unsafe { fill(events, syscall6(NUMBER, args)) }
+    // SAFETY: the kernel writes at most `max` events, for which there is room. The newer call's signal mask, null, is none.
+    let mut result = unsafe { syscall6(NUMBER, args) };
+    if NUMBER != libc::SYS_epoll_pwait && is_refused(&result) {
+        rare();
+        // SAFETY: as above.
+        result = unsafe { syscall6(libc::SYS_epoll_pwait, args) };
+    }
+    // SAFETY: the call says how many it has written.
+    unsafe { fill(events, result) }
 }
 
 /// epoll_pwait2(2) (Linux 5.11): a timeout in nanoseconds.
@@ -184,8 +196,7 @@ pub(crate) fn epoll_pwait2(ep: BorrowedFd<'_>, events: &mut Events, timeout: Dur
     let args = [ep_fd as usize, room, max, (&raw const ts).expose_provenance(), 0, 0];
     // SAFETY: as above, and it reads `ts` during the call.
     let result = unsafe { syscall6(libc::SYS_epoll_pwait2, args) };
-    // EPERM: seccomp filters that are older than the call, as old container runtimes have them.
-    if result.as_ref().is_err_and(|e| matches!(e.raw_os_error(), Some(libc::ENOSYS | libc::EPERM))) {
+    if is_refused(&result) {
         // An epoll instance is readable while it has events. Whatever ends the wait, the next call looks.
         let mut readable = libc::pollfd { fd: ep_fd, events: libc::POLLIN, revents: 0 };
         // SAFETY: one pollfd, which outlives the call, as `ts` does; a null signal mask is none.

@@ -2,13 +2,14 @@
 //!
 //! The C library's functions are calls, and the processor mispredicts each return after the kernel's own; and those that may
 //! wait are cancellation points, with two atomic operations each. Without that at recv(2), send(2) and epoll_wait(2), a round trip
-//! takes 2 to 3 % less CPU time. The price: a library that is preloaded to change those three is passed by.
+//! takes 2 to 3 % less CPU time. The price: a sanitizer does not see those three, and a library that is preloaded to change
+//! them is passed by.
 
 use std::io;
 
 /// # Safety
 /// As of the system call. What it does with memory through an argument, that argument's pointer must allow.
-#[cfg(all(target_arch = "x86_64", not(miri)))]
+#[cfg(all(target_arch = "x86_64", not(miri), not(gopark_libc)))]
 #[inline(always)]
 pub(crate) unsafe fn syscall6(number: libc::c_long, args: [usize; 6]) -> io::Result<usize> {
     let result: isize;
@@ -34,7 +35,7 @@ pub(crate) unsafe fn syscall6(number: libc::c_long, args: [usize; 6]) -> io::Res
 
 /// # Safety
 /// As above.
-#[cfg(all(target_arch = "aarch64", not(miri)))]
+#[cfg(all(target_arch = "aarch64", not(miri), not(gopark_libc)))]
 #[inline(always)]
 pub(crate) unsafe fn syscall6(number: libc::c_long, args: [usize; 6]) -> io::Result<usize> {
     let result: isize;
@@ -57,15 +58,25 @@ pub(crate) unsafe fn syscall6(number: libc::c_long, args: [usize; 6]) -> io::Res
     check(result)
 }
 
-/// Elsewhere the C library makes it.
+/// Elsewhere the C library makes it, and with `--cfg gopark_libc`, for sanitizers and libraries that are preloaded: these know it
+/// by the function's name.
 ///
 /// # Safety
 /// As above.
-#[cfg(any(miri, not(any(target_arch = "x86_64", target_arch = "aarch64"))))]
-pub(crate) unsafe fn syscall6(number: libc::c_long, [a, b, c, d, e, f]: [usize; 6]) -> io::Result<usize> {
+#[cfg(any(gopark_libc, miri, not(any(target_arch = "x86_64", target_arch = "aarch64"))))]
+pub(crate) unsafe fn syscall6(number: libc::c_long, args: [usize; 6]) -> io::Result<usize> {
+    let [a, b, c, d, e, f] = args;
+    let at = std::ptr::with_exposed_provenance_mut;
     // SAFETY: the caller's promise.
-    let result = unsafe { libc::syscall(number, a, b, c, d, e, f) };
-    if result == -1 { Err(io::Error::last_os_error()) } else { check(result as isize) }
+    let result = unsafe {
+        match number {
+            libc::SYS_recvfrom => libc::recv(a as i32, at(b), c, d as i32),
+            libc::SYS_sendto => libc::send(a as i32, at(b), c, d as i32),
+            libc::SYS_epoll_pwait => libc::epoll_wait(a as i32, at(b).cast(), c as i32, d as i32) as isize,
+            _ => libc::syscall(number, a, b, c, d, e, f) as isize,
+        }
+    };
+    if result == -1 { Err(io::Error::last_os_error()) } else { check(result) }
 }
 
 /// A negative result is an error's number.
