@@ -26,8 +26,8 @@
 //!
 //! # What blocks
 //!
-//! A task may block its thread, by a system call, a lock or a long computation: after some milliseconds its right to run
-//! goes to another thread, and the other tasks go on. [`Builder::on_stuck_task`] names such a task, and with the feature
+//! A task may block its thread, by a system call, a lock or a long computation: after some milliseconds, 10 to 20 where it
+//! computes, its right to run goes to another thread, and the other tasks go on. [`Builder::on_stuck_task`] names such a task, and with the feature
 //! `backtrace` says where it is. [`spawn_blocking`] and [`block_in_place`] spare the others even those milliseconds. Of such
 //! threads there are at most [`Builder::max_threads`] (512) more than workers, whose number is that of the CPUs, or what
 //! `GOPARK_PROCS` or [`Builder::workers`] says. A [`Runtime`] that is dropped waits for what is under way;
@@ -35,35 +35,49 @@
 //!
 //! # How a server ends
 //!
-//! A listener that is closed accepts no more. Those that are being served may have some time, and the runtime a little more for
-//! what still blocks then; what is left is dropped.
+//! A listener that is closed accepts no more. Those that are being served find the end of the stream behind what they have still
+//! to read, as if the peer had said so, and may have some time for their answers; the runtime has a little more for what still
+//! blocks then; what is left is dropped.
 //!
 //! ```
 //! use gopark::net::{Closed, TcpListener, TcpStream};
 //! use gopark::time::{Duration, timeout};
-//! use std::sync::Arc;
+//! use std::net::Shutdown;
+//! use std::sync::{Arc, Weak};
 //!
-//! async fn serve(_stream: TcpStream) {}
+//! async fn serve(stream: Arc<TcpStream>) {
+//!     let mut buf = [0; 4096];
+//!     while let Ok(n @ 1..) = stream.read(&mut buf).await {
+//!         if stream.write_all(&buf[..n]).await.is_err() {
+//!             break;
+//!         }
+//!     }
+//! }
 //!
 //! let runtime = gopark::Runtime::new()?;
 //! runtime.run(async {
 //!     let listener = Arc::new(TcpListener::bind("127.0.0.1:0").await?);
 //!     let there = listener.clone();
-//!     gopark::spawn(async move {
-//!         // Here it waits for what ends the server, such as a signal (see `io::PollFd`).
-//!         there.close();
-//!     });
-//!     let mut served: Vec<gopark::JoinHandle<()>> = Vec::new();
+//!     // What ends the server, on whatever thread; with the crate `ctrlc` it is `ctrlc::set_handler(move || there.close())`.
+//!     std::thread::spawn(move || there.close());
+//!     let mut served: Vec<(gopark::JoinHandle<()>, Weak<TcpStream>)> = Vec::new();
 //!     loop {
 //!         match listener.accept().await {
-//!             Ok((stream, _)) => served.push(gopark::spawn(serve(stream))),
+//!             Ok((stream, _)) => {
+//!                 let stream = Arc::new(stream);
+//!                 let weak = Arc::downgrade(&stream);
+//!                 served.push((gopark::spawn(serve(stream)), weak));
+//!             }
 //!             Err(error) if error.get_ref().is_some_and(|e| e.is::<Closed>()) => break,
 //!             Err(error) => eprintln!("a connection is lost: {error}"),
 //!         }
-//!         served.retain(|task| !task.is_finished());
+//!         served.retain(|(task, _)| !task.is_finished());
+//!     }
+//!     for stream in served.iter().filter_map(|(_, stream)| stream.upgrade()) {
+//!         let _ = stream.shutdown(Shutdown::Read);
 //!     }
 //!     let _ = timeout(Duration::from_secs(10), async {
-//!         for task in served {
+//!         for (task, _) in served {
 //!             let _ = task.await;
 //!         }
 //!     })

@@ -58,12 +58,15 @@ half!(writes: impl[S: HasFd] OwnedWriteHalf<S>);
 macro_rules! split {
     ($($t:ty)*) => {$(
         impl $t {
-            /// Two halves for two branches of one task. Dropping them does nothing.
+            /// Two halves for two branches of one task. Dropping them does nothing. What is not of one direction, such as a
+            /// deadline or a close, is the whole connection's, `half.stream().close()`: to close by `futures::AsyncWriteExt` is to
+            /// shut the write side.
             pub fn split(&self) -> (ReadHalf<'_, Self>, WriteHalf<'_, Self>) {
                 (ReadHalf { stream: self }, WriteHalf { stream: self })
             }
 
-            /// Two halves for two tasks. Dropping the write half shuts the write side, and only that.
+            /// Two halves for two tasks. Dropping the write half shuts the write side, and only that. As with `split`, the
+            /// whole connection's are `half.stream()`'s.
             pub fn into_split(self) -> (OwnedReadHalf<Self>, OwnedWriteHalf<Self>) {
                 let stream = Arc::new(self);
                 (OwnedReadHalf { stream: stream.clone() }, OwnedWriteHalf { stream, shut_on_drop: true })

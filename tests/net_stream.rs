@@ -519,11 +519,20 @@ fn shutdown_and_both_directions() {
         assert_eq!(a.write(b"x").await.unwrap_err().kind(), ErrorKind::BrokenPipe);
         b.write_all(b"later").await.unwrap();
         a.read_exact(&mut buf[..5]).await.unwrap();
-        // A shutdown of the read side ends a read that waits.
+        // A shutdown of the read side ends a read that waits,
         let mut read = Box::pin(a.read(&mut buf));
         assert!(is_pending(&mut read).await);
         a.shutdown(Shutdown::Read).unwrap();
         assert_eq!(read.await.unwrap(), 0);
+        // but loses nothing that has come, and lets it be answered: so a server ends (see the head of lib.rs).
+        let (a, b) = pair().await;
+        b.write_all(b"request").await.unwrap();
+        a.readable().await.unwrap();
+        a.shutdown(Shutdown::Read).unwrap();
+        a.read_exact(&mut buf[..7]).await.unwrap();
+        assert_eq!(a.read(&mut buf).await.unwrap(), 0);
+        a.write_all(b"answer").await.unwrap();
+        b.read_exact(&mut buf[..6]).await.unwrap();
     });
 }
 
