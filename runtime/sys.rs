@@ -222,6 +222,13 @@ pub(crate) fn complain(line: &str) {
     }
 }
 
+/// Ends the process, since the runtime cannot go on: a panic would end one thread, and leave all others waiting. Go's `throw`.
+#[cold]
+pub(crate) fn throw(call: &str, error: &io::Error) -> ! {
+    complain(&format!("gopark: {call} failed: {error}. Has somebody closed a descriptor that is not his?\n"));
+    std::process::abort()
+}
+
 /// eventfd(2), not blocking.
 pub(crate) fn eventfd() -> io::Result<OwnedFd> {
     // SAFETY: takes no pointer.

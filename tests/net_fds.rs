@@ -13,10 +13,12 @@ use net::*;
 use socket2::SockRef;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use support::{child, is_child};
 
 /// Every way in and out of a runtime, and the runtime itself.
 #[test]
@@ -49,6 +51,36 @@ fn open_and_close() {
         assert_eq!(open_fds(), base);
         drop(runtime);
         assert_eq!(open_fds(), before);
+    }
+}
+
+/// Whoever closes the runtime's own descriptors gets an end and a reason, not a program that waits for ever.
+#[test]
+fn closed_by_somebody_else() {
+    const NAME: &str = "closed_by_somebody_else";
+    let _alone = alone(60);
+    if !is_child(NAME) {
+        for what in ["[eventpoll]", "[eventfd]"] {
+            let output = child(NAME, &[("WHAT", what)]);
+            let told = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{told}");
+            assert!(told.contains("closed a descriptor"), "{told}");
+        }
+        return;
+    }
+    let what = format!("anon_inode:{}", std::env::var("WHAT").unwrap());
+    let runtime = runtime(2);
+    for fd in std::fs::read_dir("/proc/self/fd").unwrap() {
+        let path = fd.unwrap().path();
+        if std::fs::read_link(&path).is_ok_and(|to| to.as_os_str() == &*what) {
+            let fd = path.file_name().unwrap().to_str().unwrap().parse().unwrap();
+            // SAFETY: it is another's, and that is what is tried; nothing but the end of the process comes of it.
+            drop(unsafe { OwnedFd::from_raw_fd(fd) });
+        }
+    }
+    loop {
+        let sleeps = async { gopark::time::sleep(Duration::from_micros(1)).await };
+        runtime.block_on(runtime.spawn(sleeps)).unwrap();
     }
 }
 

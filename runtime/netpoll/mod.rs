@@ -25,7 +25,7 @@ mod until;
 pub(crate) use brk::Break;
 
 use crate::runtime::sync::{Mutex, UnsafeCell, spin};
-use crate::runtime::sys::Events;
+use crate::runtime::sys::{self, Events};
 use crate::runtime::timer::{Clock, Timers, What};
 use crate::runtime::wake_list::{Alarm, Foreign, SlotId, WakeList};
 use desc::{PollDesc, Side, Table};
@@ -214,17 +214,17 @@ impl Netpoll {
         // Release pairs with the Acquire of the next poll.
         self.polling.store(false, Ordering::Release);
         self.keep_batons(list);
-        // ENOMEM can end a wait; EBADF and EINVAL would be a bug of this file.
-        if let Err(error) = result {
-            assert!(error.raw_os_error() == Some(libc::ENOMEM), "gopark: epoll failed: {error}");
+        // ENOMEM can end a wait.
+        match result {
+            Err(error) if error.raw_os_error() != Some(libc::ENOMEM) => sys::throw("epoll", &error),
+            _ => count,
         }
-        count
     }
 
     /// Ends the wait of the M that blocks here, with one write at most per sleep. Go's `netpollBreak`.
     pub(crate) fn netpoll_break(&self) {
         if self.brk.send() {
-            self.epoll.wake().expect("gopark: an eventfd takes a write");
+            self.epoll.wake().unwrap_or_else(|error| sys::throw("eventfd", &error));
         }
     }
 
