@@ -172,9 +172,9 @@ fn is_refused(result: &io::Result<usize>) -> bool {
 /// epoll_wait(2), which newer machines have as epoll_pwait(2) only, a little slower, as Go and musl call it everywhere:
 /// `timeout_ms` is -1 to wait for ever, 0 not to wait.
 pub(crate) fn epoll_wait(ep: BorrowedFd<'_>, events: &mut Events, timeout_ms: i32) -> io::Result<()> {
-    #[cfg(all(target_arch = "x86_64", not(gopark_libc)))]
+    #[cfg(target_arch = "x86_64")]
     const NUMBER: libc::c_long = libc::SYS_epoll_wait;
-    #[cfg(not(all(target_arch = "x86_64", not(gopark_libc))))]
+    #[cfg(not(target_arch = "x86_64"))]
     const NUMBER: libc::c_long = libc::SYS_epoll_pwait;
     let (room, max) = (events.as_mut_ptr().expose_provenance(), events.capacity());
     let args = [ep.as_raw_fd() as usize, room, max, timeout_ms as usize, 0, 0];
@@ -225,7 +225,9 @@ pub(crate) fn complain(line: &str) {
 /// Ends the process, since the runtime cannot go on: a panic would end one thread, and leave all others waiting. Go's `throw`.
 #[cold]
 pub(crate) fn throw(call: &str, error: &io::Error) -> ! {
-    complain(&format!("gopark: {call} failed: {error}. Has somebody closed a descriptor that is not his?\n"));
+    complain(&format!(
+        "gopark: {call} failed: {error}. Has somebody closed a descriptor that is not his, or does a filter refuse the call?\n"
+    ));
     std::process::abort()
 }
 

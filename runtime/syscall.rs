@@ -69,10 +69,13 @@ pub(crate) unsafe fn syscall6(number: libc::c_long, args: [usize; 6]) -> io::Res
     let at = std::ptr::with_exposed_provenance_mut;
     // SAFETY: the caller's promise.
     let result = unsafe {
-        match number {
-            libc::SYS_recvfrom => libc::recv(a as i32, at(b), c, d as i32),
-            libc::SYS_sendto => libc::send(a as i32, at(b), c, d as i32),
-            libc::SYS_epoll_pwait => libc::epoll_wait(a as i32, at(b).cast(), c as i32, d as i32) as isize,
+        // Those without an address, or without a signal mask.
+        match (number, e, f) {
+            (libc::SYS_recvfrom, 0, 0) => libc::recv(a as i32, at(b), c, d as i32),
+            (libc::SYS_sendto, 0, 0) => libc::send(a as i32, at(b), c, d as i32),
+            #[cfg(target_arch = "x86_64")]
+            (libc::SYS_epoll_wait, ..) => libc::epoll_wait(a as i32, at(b).cast(), c as i32, d as i32) as isize,
+            (libc::SYS_epoll_pwait, 0, _) => libc::epoll_wait(a as i32, at(b).cast(), c as i32, d as i32) as isize,
             _ => libc::syscall(number, a, b, c, d, e, f) as isize,
         }
     };

@@ -130,7 +130,7 @@ unsafe fn interrupted_at(context: *const libc::ucontext_t) -> Option<usize> {
 impl fmt::Display for Frames {
     /// What std prints of a backtrace, from where the thread was interrupted to where the runtime calls the task.
     /// Names and lines are as good as the program's debug information: without any, what was inlined into the runtime's own
-    /// functions is not told from them. It takes long: a tenth of a second, and more at first.
+    /// functions is not told from them. It takes some milliseconds, in a debug build a tenth of a second.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut text = String::new();
         let (mut n, mut outside) = (0, false);
