@@ -1,7 +1,8 @@
 //! The scheduler: Go's runtime/proc.go. **G** is a task, **M** a thread that runs tasks, **P** the right to run them.
 //!
-//! This file holds the three of them and the way a task comes in; `find.rs` is how an M finds the next task,
-//! `neighbours.rs` what it does about the others meanwhile, `wake.rs` how Ms and Ps come together, `end.rs` how threads end.
+//! This file holds what they share, the P, and the way a task comes in; `m.rs` is an M's life, `find.rs` how it finds the next
+//! task, `neighbours.rs` what it does about the others meanwhile, `sleep.rs` what its tasks sleep for, `wake.rs` how Ms and Ps
+//! come together, `end.rs` how threads end.
 //!
 //! Go keeps the run queue in the P. Here it belongs to the M: a crossbeam `Worker` has one owner, and a thread that is
 //! stuck in a task may call back into the runtime at any moment. So a P is a token with a timer heap; an M that gives
@@ -9,13 +10,13 @@
 
 mod end;
 mod find;
+mod m;
 mod neighbours;
 mod sleep;
 mod wake;
 
-use super::budget;
 use super::hold::Hold;
-use super::idle::{Idle, MId, PId};
+use super::idle::{Idle, MId};
 use super::netpoll::Netpoll;
 use super::park::Parker;
 use super::places::Places;
@@ -23,11 +24,11 @@ use super::queue::{Global, Local, Remote};
 use super::stuck::StuckTask;
 use super::sync::Mutex;
 use super::task::{self, G, JoinHandle, OwnedTasks, TaskInfo};
-use super::timer::{Horizon, Notes, Timers};
+use super::timer::{Notes, Timers};
 use super::wake_list::WakeList;
 use super::watchdog::{Mark, Watchdog};
 use std::any::Any;
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
@@ -37,6 +38,8 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize
 use std::sync::{Arc, Condvar, Weak};
 use std::task::Waker;
 use std::thread::{self, LocalKey};
+
+use m::{M, current};
 
 pub(crate) use sleep::Timer;
 pub(crate) use wake::Orders;
@@ -149,9 +152,6 @@ pub(crate) struct P {
 
 /// So many shards the list of tasks has for each P: who completes tasks stays out of the way of who spawns more.
 const SHARDS: usize = 4;
-/// So many references to its scheduler an M keeps for tasks to come.
-const SPARES: usize = 256;
-
 /// What others see of an M.
 pub(crate) struct MShared {
     pub(crate) id: MId,
@@ -165,43 +165,12 @@ pub(crate) struct MShared {
     orders: Mutex<Orders>,
 }
 
-/// An M: a thread of the runtime. Lives on that thread's stack.
-pub(crate) struct M {
-    sched: Arc<Sched>,
-    shared: Arc<MShared>,
-    local: Local,
-    p: Cell<Option<PId>>,
-    spinning: Cell<bool>,
-    /// How deep it is in calls that may block.
-    aside: Cell<u32>,
-    /// It ends because it had nothing to do for long.
-    retires: Cell<bool>,
-    /// Tasks in a row that have overtaken the local queue.
-    streak: Cell<u32>,
-    tick: Cell<u32>,
-    check: find::Check,
-    neighbours: neighbours::Neighbours,
-    rng: Cell<u64>,
-    /// Empty between uses; kept for its storage.
-    list: RefCell<WakeList>,
-    /// What tasks that were freed held of the scheduler, for new ones.
-    spares: RefCell<Vec<Arc<Sched>>>,
-    /// The address of the task that it polls.
-    polled: Cell<*const ()>,
-    /// What that task sleeps for. Empty but in a poll.
-    notes: Notes,
-    horizon: Horizon,
-    /// Whose heap its timers go to: that of one P for life.
-    heap: PId,
-}
-
 thread_local! {
-    static CURRENT: Cell<*const M> = const { Cell::new(ptr::null()) };
     /// The runtime whose thread this is: an M, or sysmon.
     static HOME: Cell<*const Arc<Sched>> = const { Cell::new(ptr::null()) };
 }
 
-/// Sets one of these two until the guard is dropped.
+/// Sets that, or the thread's M, until the guard is dropped.
 fn set<T>(which: &'static LocalKey<Cell<*const T>>, to: *const T) -> impl Drop {
     struct Unset<T: 'static>(&'static LocalKey<Cell<*const T>>);
     impl<T> Drop for Unset<T> {
@@ -211,13 +180,6 @@ fn set<T>(which: &'static LocalKey<Cell<*const T>>, to: *const T) -> impl Drop {
     }
     which.set(to);
     Unset(which)
-}
-
-/// The M that this thread is, if it is one.
-#[inline]
-fn current<R>(f: impl FnOnce(Option<&M>) -> R) -> R {
-    // SAFETY: `M::main` sets the pointer for as long as its M lives, on this thread alone.
-    f(unsafe { CURRENT.get().as_ref() })
 }
 
 impl Sched {
@@ -447,155 +409,6 @@ impl MShared {
 
     fn set_running(&self, task: Option<TaskInfo>) {
         *self.running.lock() = task.map(|task| (task, false));
-    }
-}
-
-impl M {
-    /// A thread's life.
-    fn main(sched: Arc<Sched>, orders: Orders) {
-        super::sys::set_timer_slack(1);
-        let spare = sched.spare.lock().pop();
-        let (shared, local, notes) = spare.unwrap_or_else(|| sched.new_m());
-        shared.thread.store(super::sys::thread_id(), Ordering::Relaxed);
-        let rng = Cell::new(u64::from(shared.id) * 2 + 1);
-        let heap = shared.id % sched.procs;
-        let m = M {
-            sched,
-            shared,
-            local,
-            p: Cell::new(None),
-            spinning: Cell::new(false),
-            aside: Cell::new(0),
-            retires: Cell::new(false),
-            streak: Cell::new(0),
-            tick: Cell::new(0),
-            check: find::Check::new(),
-            neighbours: neighbours::Neighbours::default(),
-            rng,
-            list: RefCell::default(),
-            spares: RefCell::default(),
-            polled: Cell::new(ptr::null()),
-            notes,
-            horizon: Horizon::new(),
-            heap,
-        };
-        let current = set(&CURRENT, &m);
-        if let Orders::Run(p) = orders {
-            // Before the hook, which may block and give it away.
-            m.take_p(p, true);
-            if m.sched.config.on_thread_start.is_some() {
-                // While the hook blocks, this M looks for nothing.
-                m.reset_spinning();
-            }
-        }
-        // A panic in it is its own affair (trap S23).
-        m.sched.config.on_thread_start.iter().for_each(task::quietly);
-        if orders == Orders::Block {
-            m.run_blocking();
-        }
-        m.schedule();
-        let retired = m.end();
-        drop(current);
-        if retired {
-            let M { sched, shared, local, notes, .. } = m;
-            sched.spare.lock().push((shared, local, notes));
-        }
-    }
-
-    /// The loop of an M: Go's `schedule`.
-    fn schedule(&self) {
-        while let Some(g) = self.find_runnable() {
-            self.execute(g);
-        }
-    }
-
-    /// Runs a task for one poll: Go's `execute`.
-    fn execute(&self, g: G) {
-        self.reset_spinning();
-        let tick = self.tick.get().wrapping_add(1);
-        self.tick.set(tick);
-        let Some(p) = self.held_p() else {
-            // It is the oldest of those that go back.
-            self.sched.global.push_front(g);
-            return self.sched.wakep();
-        };
-        p.schedtick.store(tick, Ordering::Relaxed);
-        if self.neighbours.may_vouch(tick) {
-            self.vouch(tick);
-        }
-        let told = self.sched.config.on_stuck_task.is_some();
-        if told {
-            self.shared.set_running(Some(g.info()));
-        }
-        self.polled.set(g.address());
-        let mut next = None;
-        if budget::with_budget(|| next = g.run()) {
-            self.check.soon();
-        }
-        if told {
-            self.shared.set_running(None);
-        }
-        if let Some(g) = next {
-            // One that has waited for this one, too: it may wait for many in turn, and find them done when it comes to run.
-            self.sched.route(g, |g| self.requeue(g));
-        }
-    }
-
-    /// An `Arc` for a new task, from one that was freed.
-    fn spare(&self, sched: &Sched) -> Option<Arc<Sched>> {
-        if ptr::eq(&*self.sched, sched) { self.spares.borrow_mut().pop() } else { None }
-    }
-
-    /// Keeps the `Arc` of a task that is freed, or lets go of many at once: all threads share the count.
-    fn keep(&self, sched: Arc<Sched>) {
-        let mut spares = self.spares.borrow_mut();
-        if spares.len() == SPARES {
-            spares.clear();
-        }
-        spares.push(sched);
-    }
-
-    /// Queues a task that was woken by this thread.
-    fn ready(&self, g: G) {
-        if let Some(driven_out) = self.shared.remote.set_next(g) {
-            self.local.push(driven_out);
-            // This M comes to it in time; another may sooner.
-            self.sched.wakep_if_handy();
-        }
-        self.has_p();
-    }
-
-    /// Queues a task that wants to run again, behind all the others. Go's `goschedImpl`.
-    fn requeue(&self, g: G) {
-        if self.p.get().is_some() {
-            self.local.push(g);
-        } else {
-            self.sched.global.push(g);
-            self.sched.wakep();
-        }
-    }
-
-    /// Does this M run tasks of that runtime, by right of a P?
-    fn owns(&self, sched: &Sched) -> bool {
-        self.p.get().is_some() && ptr::eq(&*self.sched, sched)
-    }
-
-    /// Does it have its P still? If sysmon has taken that, what this M has queued goes to others.
-    #[inline]
-    fn held_p(&self) -> Option<&P> {
-        let p = self.p().filter(|p| p.hold.is_with(&self.shared));
-        if p.is_none() {
-            self.lost_p();
-        }
-        p
-    }
-
-    fn has_p(&self) -> bool {
-        self.held_p().is_some()
-    }
-
-    fn p(&self) -> Option<&P> {
-        self.p.get().map(|p| &self.sched.ps[p as usize])
     }
 }
 
