@@ -120,7 +120,7 @@ impl Netpoll {
     /// Sets the deadline of reading or of writing; `NEVER` is none. Go's `poll_runtime_pollSetDeadline`.
     pub(crate) fn set_deadline(&self, desc: &PollDesc, side: Side, when: u64, list: &mut WakeList) {
         let ((deadline, slots), passed) = (desc.deadline(side), self.clock.has_come(when));
-        if (passed || !deadline.postpone(when)) && deadline.set(when, passed, slots, &self.timers, list) {
+        if deadline.set(when, passed, slots, &self.timers, list) {
             self.timer_added(when);
         }
     }
