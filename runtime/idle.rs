@@ -12,13 +12,13 @@
 //! ```text
 //!  an M with a P:      release ──▶ rests ──▶ orders, or poller_back      (work turned up: retract)
 //!  an M without one:   rest ─────▶ rests ──▶ the same                    (a closure turned up: leave)
-//!  a P without an M:   give, acquire                                     (no thread to be had for it: unstart)
+//!  a P without an M:   give, acquire
 //! ```
 //!
 //! An M becomes visible as idle (in `ms`, or as `poller`) under the same lock as its P does. Go lets them be a moment
 //! apart, and starts a thread for a P whose M is about to park.
 
-use super::sync::{AtomicU32, Mutex, Ordering, fence, fence_unless};
+use super::sync::{AtomicU32, Mutex, Ordering, fence_unless};
 
 /// The word's fields. Idle Ps in the upper half: changed under the lock only.
 const IDLE: u32 = 1 << 16;
@@ -76,7 +76,7 @@ pub(crate) enum Wakeup {
     Unpark(MId, PId),
     /// Break the poller's wait; it finds the P when it comes back.
     Break,
-    /// No M is free: start a thread with this P, or give it back with `unstart`.
+    /// No M is free: start a thread with this P, or `give` it back.
     Start(PId),
 }
 
@@ -194,30 +194,19 @@ impl Idle {
         })
     }
 
-    /// The thread for `Wakeup::Start` could not be had. True: an M has gone to rest meanwhile, so the caller looks at
-    /// every queue, and `wake`s for what it finds (rule 2: it counted as spinning). An M that rests later looks itself.
-    pub(crate) fn unstart(&self, p: PId) -> bool {
+    /// Gives a P back: its M goes on without it (Go's `handoffp`), or none could be started for it, which counted as
+    /// `spinning`. The caller looks at every queue, and `wake`s for what it finds: who submitted something a moment ago saw
+    /// no idle P, or one that spins (rule 2). True: an M rests that may have looked before. One that rests later looks itself.
+    pub(crate) fn give(&self, p: PId, spinning: bool) -> bool {
         let rests = {
             let mut lists = self.lists.lock();
             lists.ps.push(p);
-            self.word.fetch_add(IDLE - SPINNING, Ordering::Relaxed);
+            self.word.fetch_add(IDLE - if spinning { SPINNING } else { 0 }, Ordering::Relaxed);
             !lists.ms.is_empty() || lists.poller.as_ref().is_some_and(Poller::is_free)
         };
         // Pairs with the fence in `wake`.
-        fence(Ordering::SeqCst);
-        rests
-    }
-
-    /// Gives a P back whose M goes on without it. Go's `handoffp`. The caller looks at every queue, and `wake`s for what
-    /// it finds: who submitted something a moment ago saw no idle P.
-    pub(crate) fn give(&self, p: PId) {
-        {
-            let mut lists = self.lists.lock();
-            lists.ps.push(p);
-            self.word.fetch_add(IDLE, Ordering::Relaxed);
-        }
-        // Pairs with the fence in `wake`.
         fence_unless(cfg!(gopark_mutant = "idle_give_no_fence"));
+        rests
     }
 
     /// A parked M for a job that needs no P.

@@ -341,16 +341,16 @@ impl Sysmon<'_> {
                 drained |= sched.take_over(m);
             }
         }
-        let (left, nobody_runs) = (sched.remaining(), self.nobody_runs());
+        let ((threads, at_work, tasks), nobody_runs) = (sched.remaining(), self.nobody_runs());
         let end = &mut self.end;
-        if (left.threads, left.tasks) != end.left || !nobody_runs {
-            (end.left, end.still) = ((left.threads, left.tasks), now);
+        if (threads, tasks) != end.left || !nobody_runs {
+            (end.left, end.still) = ((threads, tasks), now);
         }
         let long = |since: u64| now.saturating_sub(since) >= LONG_NS;
         // First, tasks that no M will come to drop: another thread does, again and again while there are some.
         let to_cancel = drained || nobody_runs && sched.anything_to_cancel();
         // Then, if all threads wait: who waits for a socket or a timer hears of the end. Again only for what that left behind.
-        let all_wait = left.at_work == 0 || !to_cancel && long(end.still);
+        let all_wait = at_work == 0 || !to_cancel && long(end.still);
         let to_shut = end.shut.is_none_or(|shut| long(shut) && !sched.netpoll.foreign.is_empty());
         if !self.refused.is_empty() {
             // What they would do comes first.
@@ -369,7 +369,7 @@ impl Sysmon<'_> {
             let there = sched.clone();
             let shut = move || {
                 // The last M does so itself.
-                if left.threads > 0 {
+                if threads > 0 {
                     there.shut();
                 }
                 there.netpoll.foreign.call_left_behind();

@@ -345,7 +345,7 @@ fn work_is_seen_by_who_gives_its_p_away_or_wakes_somebody() {
         let world = World::new();
         let [p0, p1] = world.acquire_both();
         let submitter = with(&world, World::submit);
-        world.idle.give(p0);
+        world.idle.give(p0, false);
         let seen = if world.work_waiting() { world.idle.wake() } else { None };
         let wakes = [seen, submitter.join().unwrap()];
         assert!(wakes.iter().any(Option::is_some), "work, an idle P, and nobody who looks");
@@ -362,11 +362,11 @@ fn a_thread_that_cannot_be_started_hides_no_work() {
     bounded(3, || {
         let world = World::new();
         let [p0, p1] = world.acquire_both();
-        world.idle.give(p1);
+        world.idle.give(p1, false);
         // The wake was for a task that a busy M has run already.
         let failing = with(&world, |world| match world.idle.wake() {
             Some(Wakeup::Start(p)) => {
-                if world.idle.unstart(p) && world.work_waiting() {
+                if world.idle.give(p, true) && world.work_waiting() {
                     world.idle.wake()
                 } else {
                     None
@@ -413,7 +413,7 @@ fn each_doze_of_sysmon_ends() {
         });
         let p = world.idle.acquire().unwrap();
         world.take_p();
-        world.idle.give(p);
+        world.idle.give(p, false);
         let wakeup = world.submit();
         assert!(wakeup.is_some());
         world.woken(wakeup);
@@ -436,7 +436,7 @@ fn sysmon_does_not_doze_while_nobody_polls() {
         let Back::Spinning(p) = world.idle.poller_back() else { panic!("the P that was given is lost") };
         world.take_p();
         world.idle.stop_spinning();
-        world.idle.give(p);
+        world.idle.give(p, false);
         sysmon.join().unwrap();
     });
 }
@@ -450,7 +450,7 @@ fn an_m_without_a_p_rests_while_one_is_given_away() {
         let [p0, p1] = world.acquire_both();
         let submitter = with(&world, World::submit);
         let rests = with(&world, |world| world.idle.rest(M1));
-        world.idle.give(p0);
+        world.idle.give(p0, false);
         let seen = if world.work_waiting() { world.idle.wake() } else { None };
         let (wakes, rests) = ([seen, submitter.join().unwrap()], rests.join().unwrap());
         assert!(rests.is_ok() || wakes.iter().any(Option::is_some), "work, an idle P, and nobody who looks");

@@ -11,15 +11,6 @@ use std::iter;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// What is left of a runtime that ends.
-#[derive(Clone, Copy)]
-pub(crate) struct Remaining {
-    pub(crate) threads: usize,
-    /// Those of them that are not aside.
-    pub(crate) at_work: usize,
-    pub(crate) tasks: usize,
-}
-
 impl Sched {
     /// Asks every thread to end. Tasks that are in a poll finish it. May be called twice.
     pub(crate) fn stop(&self) {
@@ -51,10 +42,11 @@ impl Sched {
         !self.owned.is_cancelled() || !self.global.is_empty() || !self.blocking.is_empty()
     }
 
-    pub(crate) fn remaining(&self) -> Remaining {
+    /// What is left of a runtime that ends: threads, those of them that are not aside, and tasks.
+    pub(crate) fn remaining(&self) -> (usize, usize, usize) {
         let aside = self.threads.lock().aside;
         let threads = self.alive.load(Ordering::Relaxed);
-        Remaining { threads, at_work: threads.saturating_sub(aside), tasks: self.owned.len() }
+        (threads, threads.saturating_sub(aside), self.owned.len())
     }
 
     /// Wakes whoever waits for a socket or a timer, at the end: not while an M polls or drops futures, which may use

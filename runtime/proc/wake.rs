@@ -80,7 +80,7 @@ impl Sched {
                 self.rouse_sysmon();
                 // A refusal (EAGAIN) leaves the P idle and the work where it is: the Ms there are come to it, a later
                 // wake tries again, and so does sysmon if nobody runs (trap S5).
-                if self.idle.unstart(p) && self.anything_waiting() {
+                if self.idle.give(p, true) && self.anything_waiting() {
                     self.wakep();
                 }
                 if let Some(error) = error.filter(|_| tells && self.work_waiting()) {
@@ -213,7 +213,7 @@ impl Sched {
 
     /// A P is free, whose tasks are in the global queue. The second half of Go's `handoffp`.
     fn hand_on(&self, p: PId) {
-        self.idle.give(p);
+        self.idle.give(p, false);
         if self.anything_waiting() || !self.idle.has_poller() {
             self.wakep();
         }
