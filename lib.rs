@@ -99,7 +99,7 @@
 //! 3. `runtime/netpoll/`: the slot that a task parks on, its deadline, the descriptor, epoll, the break.
 //! 4. `runtime/timer.rs`: a P's timers.
 //! 5. `runtime/proc/`: the scheduler: how an M finds its next task, how Ms and Ps come together.
-//! 6. `runtime/sysmon.rs`, `runtime/watchdog.rs`, `runtime/stuck.rs`, `runtime/places.rs`, `runtime/blocking.rs`, `runtime/time.rs`, `runtime/runtime.rs`: what is built on it.
+//! 6. `runtime/sysmon.rs`, `runtime/watchdog.rs`, `runtime/stuck.rs`, `runtime/blocking.rs`, `runtime/time.rs`, `runtime/runtime.rs`: what is built on it.
 //! 7. `net/fd.rs`, `net/socket.rs`, `net/stream.rs`, then the sockets; `net/dial.rs`, `net/listen.rs`, `net/copy.rs`.
 
 // The models build the floors below the scheduler, and little of that is used without it.

@@ -7,7 +7,6 @@ pub(crate) mod hold;
 pub(crate) mod idle;
 pub(crate) mod netpoll;
 pub(crate) mod park;
-pub(crate) mod places;
 #[cfg(not(gopark_loom))]
 pub(crate) mod poll_gate;
 #[cfg(not(gopark_loom))]

@@ -17,7 +17,7 @@ const RUNTIME: &[&[&str]] = &[
     &["runtime/syscall.rs", "runtime/budget.rs", "runtime/sync/loomy.rs"],
     &["runtime/sys.rs"],
     &["runtime/sync.rs", "runtime/trace.rs"],
-    &["runtime/task/state.rs", "runtime/park.rs", "runtime/hold.rs", "runtime/places.rs"],
+    &["runtime/task/state.rs", "runtime/park.rs", "runtime/hold.rs"],
     &["runtime/task/g.rs", "runtime/idle.rs"],
     &["runtime/task/owned.rs"],
     &["runtime/task/cell.rs"],

@@ -19,7 +19,6 @@ use super::hold::Hold;
 use super::idle::{Idle, MId};
 use super::netpoll::Netpoll;
 use super::park::Parker;
-use super::places::Places;
 use super::queue::{Global, Local, Remote};
 use super::stuck::StuckTask;
 use super::sync::Mutex;
@@ -66,8 +65,8 @@ impl Config {
     }
 
     /// How many threads may run closures: three quarters, but one at least.
-    fn max_blocking(&self) -> u32 {
-        (self.max_threads().min(1 << 20) * 3 / 4).max(1) as u32
+    fn max_blocking(&self) -> usize {
+        (self.max_threads().saturating_mul(3) / 4).max(1)
     }
 }
 
@@ -88,7 +87,6 @@ pub(crate) struct Sched {
     spare: Mutex<Vec<(Arc<MShared>, Local, Notes)>>,
     /// Closures of `spawn_blocking` that no thread has begun.
     blocking: Global,
-    places: Places,
     /// No thread was to be had for one of them: sysmon tries again.
     pub(crate) no_thread_for_closure: AtomicBool,
     /// Nor then: an M that is at work is to run it.
@@ -120,6 +118,8 @@ struct Threads {
     retiring: usize,
     /// Threads that are no Ms: sysmon, and those that do an errand in its place.
     beside: usize,
+    /// Those that run closures of `spawn_blocking`.
+    closures: usize,
     /// Somebody was told that no thread can be had.
     refusal_told: bool,
     ended: bool,
@@ -195,7 +195,6 @@ impl Sched {
             ms: Mutex::default(),
             spare: Mutex::default(),
             blocking: Global::default(),
-            places: Places::new(config.max_blocking()),
             no_thread_for_closure: AtomicBool::new(false),
             worker_runs_closure: AtomicBool::new(false),
             errands: Mutex::default(),
@@ -272,7 +271,7 @@ impl Sched {
 
     /// Is there a closure that one more thread may run?
     pub(crate) fn closures_wait(&self) -> bool {
-        !self.blocking.is_empty() && self.places.is_one_free()
+        !self.blocking.is_empty() && self.place_is_free()
     }
 
     /// Is there anything that an M which goes idle would still find?

@@ -158,9 +158,22 @@ impl Sched {
     pub(super) fn submit_blocking(&self, g: G) {
         self.blocking.push(g);
         self.queued();
-        if self.places.is_one_free() {
+        if self.place_is_free() {
             self.wake_for_closures();
         }
+    }
+
+    /// May one more thread run closures? Who has queued one asks; who gives a place back looks at the queue again. Whichever
+    /// has the lock second sees what the other did.
+    pub(super) fn place_is_free(&self) -> bool {
+        self.threads.lock().closures < self.config.max_blocking()
+    }
+
+    fn take_place(&self) -> bool {
+        let mut threads = self.threads.lock();
+        let free = threads.closures < self.config.max_blocking();
+        threads.closures += usize::from(free);
+        free
     }
 
     /// Finds a thread for closures. If none can be had, the next M that runs out of work runs them. False: none.
@@ -390,13 +403,13 @@ impl M {
             quietly(errand);
         }
         let mut wanted = false;
-        while !wanted && sched.closures_wait() && !sched.stopping() && sched.places.take() {
+        while !wanted && sched.closures_wait() && !sched.stopping() && sched.take_place() {
             while !wanted && !sched.stopping() {
                 let Some(g) = sched.blocking.take_out() else { break };
                 g.finish();
                 wanted = sched.tasks_want_a_thread();
             }
-            sched.places.give_back();
+            sched.threads.lock().closures -= 1;
         }
         if wanted {
             // It leaves closures behind, perhaps.
