@@ -4,6 +4,7 @@ use super::sync::{AtomicUsize, Mutex, Ordering};
 use super::task::{self, G, GList, quietly};
 use std::cell::Cell;
 use std::collections::VecDeque;
+use std::ptr;
 use std::task::Waker;
 
 /// Names one slot in one generation.
@@ -23,7 +24,7 @@ pub(crate) enum Alarm {
     Retry(SlotId),
 }
 
-/// Collected under a lock, worked off without one: own tasks first, then foreign wakers, then what is only dropped.
+/// Collected under a lock, worked off without one: own tasks first, then foreign wakers.
 #[derive(Debug, Default)]
 pub(crate) struct WakeList {
     /// gopark's own tasks, already notified: whoever holds the list queues them.
@@ -39,10 +40,8 @@ thread_local! {
 
 #[derive(Debug, Default)]
 struct Rest {
-    /// Wakers of other executors. Their code may panic or call back.
-    foreign: Vec<Waker>,
-    /// Wakers that nobody needs any more. Dropping one may run its owner's code.
-    spent: Vec<Waker>,
+    /// Wakers of other executors, whose code may panic or call back; and what is only to be dropped.
+    calls: Vec<Call>,
     /// Slots whose turn was handed to one waiter while others still wait: looked at once more before an M goes idle.
     batons: Vec<SlotId>,
     alarms: VecDeque<Alarm>,
@@ -51,9 +50,8 @@ struct Rest {
 impl WakeList {
     /// Notes that the task behind `waker` must run. Runs no code of the waker's: own tasks change their state word.
     pub(crate) fn wake(&mut self, waker: Waker) {
-        let own = self.wake_own(&waker);
-        let rest = self.rest();
-        if own { rest.spent.push(waker) } else { rest.foreign.push(waker) }
+        let act = if self.wake_own(&waker) { drop } else { Waker::wake };
+        self.rest().calls.push((waker, act));
     }
 
     /// The same for a waker that stays where it is. False: it belongs to another executor.
@@ -69,7 +67,7 @@ impl WakeList {
     #[inline]
     pub(crate) fn drop_later(&mut self, waker: Option<Waker>) {
         if let Some(waker) = waker {
-            self.rest().spent.push(waker);
+            self.rest().calls.push((waker, drop));
         }
     }
 
@@ -100,8 +98,7 @@ impl WakeList {
     pub(crate) fn deliver(&mut self) {
         self.submit();
         if let Some(rest) = &mut self.rest {
-            rest.foreign.drain(..).for_each(|waker| quietly(|| waker.wake()));
-            rest.spent.drain(..).for_each(|waker| quietly(|| drop(waker)));
+            rest.calls.drain(..).for_each(make);
         }
     }
 
@@ -125,20 +122,18 @@ impl WakeList {
 /// another thread can take the next.
 #[derive(Debug, Default)]
 pub(crate) struct Foreign {
-    calls: Mutex<Calls>,
+    /// Each with the address of the list that it is of, which stays until they are made.
+    calls: Mutex<VecDeque<(usize, Call)>>,
     /// For a look without the lock. Changed under it.
     len: AtomicUsize,
 }
 
-#[derive(Debug, Default)]
-struct Calls {
-    /// Each with the number of its batch.
-    queue: VecDeque<(u64, Call)>,
-    batches: u64,
-}
-
 /// A foreign waker, and what is to be done with it: `Waker::wake` or `drop`.
 type Call = (Waker, fn(Waker));
+
+fn is_foreign((waker, _): &Call) -> bool {
+    task::from_waker(waker).is_none()
+}
 
 /// A panic stays here (trap S23).
 fn make((waker, act): Call) {
@@ -159,22 +154,16 @@ impl Foreign {
     #[cold]
     fn call_all(&self, rest: &mut Rest, tell: impl FnOnce()) {
         // These run no code of another executor's: see `has_foreign`.
-        rest.spent.retain(|waker| task::from_waker(waker).is_none());
-        let wakes = rest.foreign.drain(..).map(|waker| (waker, Waker::wake as fn(Waker)));
-        let mut new = wakes.chain(rest.spent.drain(..).map(|waker| (waker, drop as fn(Waker))));
-        let Some(first) = new.next() else { return };
-        let Some(second) = new.next() else {
-            drop(new);
-            return make(first);
-        };
-        let batch = {
+        rest.calls.retain(is_foreign);
+        if rest.calls.len() < 2 {
+            return rest.calls.drain(..).for_each(make);
+        }
+        let batch = ptr::from_ref(rest).addr();
+        {
             let mut calls = self.calls.lock();
-            calls.batches += 1;
-            let batch = calls.batches;
-            calls.queue.extend([first, second].into_iter().chain(new).map(|call| (batch, call)));
-            self.len.store(calls.queue.len(), Ordering::Relaxed);
-            batch
-        };
+            calls.extend(rest.calls.drain(..).map(|call| (batch, call)));
+            self.len.store(calls.len(), Ordering::Relaxed);
+        }
         tell();
         while let Some(call) = self.next(|of| of == batch) {
             make(call);
@@ -192,14 +181,14 @@ impl Foreign {
         self.len.load(Ordering::Relaxed) == 0
     }
 
-    fn next(&self, of: impl Fn(u64) -> bool) -> Option<Call> {
+    fn next(&self, of: impl Fn(usize) -> bool) -> Option<Call> {
         if self.is_empty() {
             return None;
         }
         let mut calls = self.calls.lock();
-        let at = calls.queue.iter().position(|(batch, _)| of(*batch))?;
-        let call = calls.queue.remove(at);
-        self.len.store(calls.queue.len(), Ordering::Relaxed);
+        let at = calls.iter().position(|(batch, _)| of(*batch))?;
+        let call = calls.remove(at);
+        self.len.store(calls.len(), Ordering::Relaxed);
         call.map(|(_, call)| call)
     }
 }
@@ -222,20 +211,15 @@ impl Rest {
 
     #[cold]
     fn has_foreign(&self) -> bool {
-        let foreign = |waker| task::from_waker(waker).is_none();
-        !self.foreign.is_empty() || self.spent.iter().any(foreign)
+        self.calls.iter().any(is_foreign)
     }
 
     /// Leaves its storage to the next list.
     #[cold]
     fn keep(mut self: Box<Self>) {
-        self.spent.clear();
-        if self.is_empty() {
+        self.calls.clear();
+        if self.batons.is_empty() && self.alarms.is_empty() {
             let _ = SPARE.try_with(|spare| spare.set(Some(self)));
         }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.foreign.is_empty() && self.spent.is_empty() && self.batons.is_empty() && self.alarms.is_empty()
     }
 }
