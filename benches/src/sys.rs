@@ -260,6 +260,14 @@ pub(crate) fn libc_version() -> String {
     String::from("a libc that is not glibc")
 }
 
+/// Registers the process for membarrier(2), which takes the kernel no time while there is one thread. gopark's sysmon does so,
+/// too, but where there are threads it takes some milliseconds, and until then its fences are real ones.
+pub(crate) fn register_membarrier() {
+    const REGISTER_PRIVATE_EXPEDITED: libc::c_int = 1 << 4;
+    // SAFETY: takes no pointer. If it is refused, it is refused to sysmon.
+    unsafe { libc::syscall(libc::SYS_membarrier, REGISTER_PRIVATE_EXPEDITED, 0, 0) };
+}
+
 /// Calls `count_time` of benches/clock.rs, which must be preloaded.
 pub(crate) fn count_time() -> io::Result<()> {
     // SAFETY: the name is a C string.
