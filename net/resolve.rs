@@ -129,47 +129,25 @@ mod sealed {
         fn written(&self) -> Result<Addrs, String>;
     }
 
-    macro_rules! plain {
-        ($($t:ty),*) => {$(
+    macro_rules! resolve {
+        ($($($t:ty),* => |$addr:pat_param| $written:expr;)*) => {$($(
             impl Resolve for $t {
                 fn written(&self) -> Result<Addrs, String> {
-                    Ok(one(*self))
+                    let $addr = self;
+                    $written
                 }
             }
-        )*};
+        )*)*};
     }
 
-    plain! { SocketAddr, SocketAddrV4, SocketAddrV6, (IpAddr, u16), (Ipv4Addr, u16), (Ipv6Addr, u16) }
-
-    impl Resolve for (&str, u16) {
-        fn written(&self) -> Result<Addrs, String> {
-            let (host, port) = *self;
-            host.parse::<IpAddr>().map(|ip| one((ip, port))).map_err(|_| format!("{host}:{port}"))
-        }
-    }
-
-    impl Resolve for (String, u16) {
-        fn written(&self) -> Result<Addrs, String> {
-            (self.0.as_str(), self.1).written()
-        }
-    }
-
-    impl Resolve for str {
-        fn written(&self) -> Result<Addrs, String> {
-            self.parse::<SocketAddr>().map(one).map_err(|_| self.to_owned())
-        }
-    }
-
-    impl Resolve for String {
-        fn written(&self) -> Result<Addrs, String> {
-            self.as_str().written()
-        }
-    }
-
-    impl Resolve for [SocketAddr] {
-        fn written(&self) -> Result<Addrs, String> {
-            Ok(None.into_iter().chain(Vec::from(self)))
-        }
+    resolve! {
+        SocketAddr, SocketAddrV4, SocketAddrV6 => |addr| Ok(one(*addr));
+        (IpAddr, u16), (Ipv4Addr, u16), (Ipv6Addr, u16) => |addr| Ok(one(*addr));
+        [SocketAddr] => |addrs| Ok(None.into_iter().chain(Vec::from(addrs)));
+        str, String => |text| text.parse::<SocketAddr>().map(one).map_err(|_| text.to_owned());
+        (&str, u16), (String, u16) => |(host, port)| {
+            host.parse::<IpAddr>().map(|ip| one((ip, *port))).map_err(|_| format!("{host}:{port}"))
+        };
     }
 
     impl<T: Resolve + ?Sized> Resolve for &T {
