@@ -16,13 +16,13 @@ const MAX_PIPES: usize = 64;
 /// So many of them may wait for their next use.
 const MAX_IDLE: usize = 16;
 
-static POOL: Mutex<Pool> = Mutex::new(Pool { users: 0, made: 0, idle: Vec::new() });
+static POOL: Mutex<Pool> = Mutex::new(Pool { users: 0, taken: 0, idle: Vec::new() });
 
 struct Pool {
     users: usize,
-    /// How many pipes there are, whoever has them.
-    made: usize,
-    /// All empty.
+    /// How many pipes somebody has.
+    taken: usize,
+    /// The others, all empty.
     idle: Vec<[OwnedFd; 2]>,
 }
 
@@ -46,7 +46,6 @@ impl Drop for User {
         pool.users -= 1;
         if pool.users == 0 {
             let unused = std::mem::take(&mut pool.idle);
-            pool.made -= unused.len();
             // They are closed without the lock.
             drop(pool);
             drop(unused);
@@ -67,16 +66,15 @@ impl Pipe {
     /// (`/proc/sys/fs/pipe-user-pages-soft`).
     pub(super) fn take() -> io::Result<Pipe> {
         let mut pool = pool();
-        if let ends @ Some(_) = pool.idle.pop() {
-            return Ok(Pipe { ends, held: 0 });
-        }
-        if pool.made == MAX_PIPES {
+        if pool.taken == MAX_PIPES {
             return Err(io::ErrorKind::QuotaExceeded.into());
         }
-        pool.made += 1;
+        pool.taken += 1;
+        let mut pipe = Pipe { ends: pool.idle.pop(), held: 0 };
         drop(pool);
-        let mut pipe = Pipe { ends: None, held: 0 };
-        pipe.ends = Some(new_pipe()?);
+        if pipe.ends.is_none() {
+            pipe.ends = Some(new_pipe()?);
+        }
         Ok(pipe)
     }
 
@@ -106,15 +104,11 @@ impl Pipe {
 impl Drop for Pipe {
     fn drop(&mut self) {
         let mut pool = pool();
-        match self.ends.take() {
-            Some(ends) if self.held == 0 && pool.users > 0 && pool.idle.len() < MAX_IDLE => pool.idle.push(ends),
-            closed => {
-                pool.made -= 1;
-                // It is closed without the lock.
-                drop(pool);
-                drop(closed);
-            }
+        pool.taken -= 1;
+        if self.held == 0 && pool.users > 0 && pool.idle.len() < MAX_IDLE {
+            pool.idle.extend(self.ends.take());
         }
+        // What is not given back is closed after this, without the lock.
     }
 }
 
