@@ -51,7 +51,7 @@ impl WakeList {
     /// Notes that the task behind `waker` must run. Runs no code of the waker's: own tasks change their state word.
     pub(crate) fn wake(&mut self, waker: Waker) {
         let act = if self.wake_own(&waker) { drop } else { Waker::wake };
-        self.rest().calls.push((waker, act));
+        self.call_later(waker, act);
     }
 
     /// The same for a waker that stays where it is. False: it belongs to another executor.
@@ -67,8 +67,13 @@ impl WakeList {
     #[inline]
     pub(crate) fn drop_later(&mut self, waker: Option<Waker>) {
         if let Some(waker) = waker {
-            self.rest().calls.push((waker, drop));
+            self.call_later(waker, drop);
         }
+    }
+
+    #[cold]
+    fn call_later(&mut self, waker: Waker, act: fn(Waker)) {
+        self.rest().calls.push((waker, act));
     }
 
     pub(crate) fn add_baton(&mut self, baton: SlotId) {

@@ -232,7 +232,7 @@ impl Slot {
 
     /// The kernel has news for generation `fdseq`: sets READY and chooses a waiter. Whoever holds the lock meanwhile finds
     /// TURN, and chooses in this one's place. `cut`: see the table.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn edge(&self, fdseq: u32, cut: bool, list: &mut WakeList) {
         let mut word = self.word.load(Ordering::Relaxed);
         while fdseq == fdseq_of(word) {
@@ -437,7 +437,7 @@ impl Waiters {
     }
 
     /// Wakes the first operation and every `poll_*`. True: others go on waiting.
-    #[inline]
+    #[inline(always)]
     fn take_turn(&mut self, list: &mut WakeList) -> bool {
         let mut op_chosen = false;
         if self.armed {
@@ -474,6 +474,7 @@ impl Waiters {
     }
 
     /// Wakes the armed head.
+    #[inline]
     fn wake_first(&mut self, list: &mut WakeList) {
         self.armed = false;
         match &self.first {

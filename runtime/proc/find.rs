@@ -522,6 +522,7 @@ impl Sched {
     }
 
     /// Gives a harvested task to `here`, unless it is another runtime's.
+    #[inline(always)]
     pub(super) fn route(&self, g: G, here: impl FnOnce(G)) {
         if g.belongs_to(std::ptr::from_ref(self).cast()) { here(g) } else { g.submit() }
     }

@@ -156,6 +156,7 @@ impl M {
     }
 
     /// Keeps the `Arc` of a task that is freed, or lets go of many at once: all threads share the count.
+    #[inline]
     pub(super) fn keep(&self, sched: Arc<Sched>) {
         let mut spares = self.spares.borrow_mut();
         if spares.len() == SPARES {
@@ -165,6 +166,7 @@ impl M {
     }
 
     /// Queues a task that was woken by this thread.
+    #[inline]
     pub(super) fn ready(&self, g: G) {
         if let Some(driven_out) = self.shared.remote.set_next(g) {
             self.local.push(driven_out);
@@ -175,6 +177,7 @@ impl M {
     }
 
     /// Queues a task that wants to run again, behind all the others. Go's `goschedImpl`.
+    #[inline]
     pub(super) fn requeue(&self, g: G) {
         if self.p.get().is_some() {
             self.local.push(g);

@@ -270,6 +270,7 @@ impl Sched {
     }
 
     /// Is there a closure that one more thread may run?
+    #[inline]
     pub(crate) fn closures_wait(&self) -> bool {
         !self.blocking.is_empty() && self.place_is_free()
     }
