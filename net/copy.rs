@@ -15,10 +15,12 @@
 use super::poll_fd::PollFd;
 use super::socket::{self, HasFd};
 use super::splice::{self, Pipe, User};
+use super::split::{OwnedReadHalf, OwnedWriteHalf, ReadHalf, WriteHalf};
 use super::sys;
+use super::tcp::TcpStream;
+use super::unix::UnixStream;
 use crate::runtime::budget;
 use crate::runtime::poll_gate::{Gate, Side, Ticket};
-use futures_io::{AsyncRead, AsyncWrite};
 use std::cell::Cell;
 use std::fmt;
 use std::fs::File;
@@ -222,21 +224,25 @@ impl CopyFrom for File {
     }
 }
 
-impl<T: AsFd> CopyFrom for PollFd<T> {
-    fn reader(&self) -> Reader<'_> {
-        Reader::Fd(self.fd())
-    }
+macro_rules! copies {
+    ($(impl[$($g:tt)*] $from:ty, $to:ty;)*) => {$(
+        impl<$($g)*> CopyFrom for $from {
+            fn reader(&self) -> Reader<'_> {
+                Reader::Fd(self.fd())
+            }
+        }
+
+        impl<$($g)*> CopyTo for $to {}
+    )*};
 }
 
-impl<T: HasFd + AsyncRead> CopyFrom for T {
-    fn reader(&self) -> Reader<'_> {
-        Reader::Fd(self.fd())
-    }
+copies! {
+    impl[] TcpStream, TcpStream;
+    impl[] UnixStream, UnixStream;
+    impl[S: HasFd] ReadHalf<'_, S>, WriteHalf<'_, S>;
+    impl[S: HasFd] OwnedReadHalf<S>, OwnedWriteHalf<S>;
+    impl[T: AsFd] PollFd<T>, PollFd<T>;
 }
-
-impl<T: AsFd> CopyTo for PollFd<T> {}
-
-impl<T: HasFd + AsyncWrite> CopyTo for T {}
 
 /// One direction.
 struct Flow<'a> {
