@@ -194,9 +194,9 @@ impl Idle {
         })
     }
 
-    /// Gives a P back: its M goes on without it (Go's `handoffp`), or none could be started for it, which counted as
-    /// `spinning`. The caller looks at every queue, and `wake`s for what it finds: who submitted something a moment ago saw
-    /// no idle P, or one that spins (rule 2). True: an M rests that may have looked before. One that rests later looks itself.
+    /// Gives a P back. If its M goes on without it (Go's `handoffp`), the caller looks at every queue, and `wake`s for what it
+    /// finds: who submitted something a moment ago saw no idle P. If no M could be started for it, which counted as
+    /// `spinning` (rule 2), only if an M rests, which may have looked before (true): one that rests later looks itself.
     pub(crate) fn give(&self, p: PId, spinning: bool) -> bool {
         let rests = {
             let mut lists = self.lists.lock();

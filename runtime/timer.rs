@@ -3,7 +3,7 @@
 //! A heap of (when, which, generation) with lazy cancel: a cancelled entry stays in the heap, dead, until it comes to
 //! the top or until the dead outnumber the living (trap TM6), when one sweep takes them all out.
 
-use super::sync::Mutex;
+use super::sync::{AtomicU64, Mutex, Ordering};
 use super::sys;
 use super::wake_list::{Alarm, WakeList};
 use std::cell::{Cell, RefCell};
@@ -11,7 +11,6 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::mem;
 use std::num::NonZeroU32;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 

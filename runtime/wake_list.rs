@@ -127,7 +127,7 @@ impl WakeList {
 /// another thread can take the next.
 #[derive(Debug, Default)]
 pub(crate) struct Foreign {
-    /// Each with the address of the list that it is of, which stays until they are made.
+    /// Each with the address of the `Rest` that it is of, which stays until all of them are begun.
     calls: Mutex<VecDeque<(usize, Call)>>,
     /// For a look without the lock. Changed under it.
     len: AtomicUsize,

@@ -51,13 +51,16 @@ impl Deadline {
     pub(crate) fn fire(&self, now: u64, id: SlotId, slots: &[Slot], timers: &Timers, list: &mut WakeList) -> bool {
         let mut timer = self.timer.lock();
         // It may be late: the deadline was set anew, or the descriptor is in other hands.
-        if slots[0].id() != id || timer.is_none_or(|(at, _)| at > now) {
+        let is_old = slots[0].id() != id && !cfg!(gopark_mutant = "deadline_fire_old");
+        if is_old || timer.is_none_or(|(at, _)| at > now) {
             return false;
         }
         cancel(&mut timer, timers);
         match self.when.load(Ordering::Relaxed) {
             TAKEN_AWAY => self.when.store(NEVER, Ordering::Relaxed),
-            when if when > now => return insert(&mut timer, when, id, timers),
+            when if when > now && !cfg!(gopark_mutant = "deadline_fire_no_recheck") => {
+                return insert(&mut timer, when, id, timers);
+            }
             _ => shut(slots, id, list),
         }
         false
@@ -67,7 +70,8 @@ impl Deadline {
     pub(crate) fn retire(&self, timers: &Timers) {
         // The last `set` came before this, since it borrowed the descriptor.
         if self.when.load(Ordering::Relaxed) != NEVER {
-            cancel(&mut self.timer.lock(), timers);
+            let mut timer = self.timer.lock();
+            cancel(&mut timer, timers);
             self.when.store(NEVER, Ordering::Relaxed);
         }
     }

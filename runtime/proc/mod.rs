@@ -152,6 +152,7 @@ pub(crate) struct P {
 
 /// So many shards the list of tasks has for each P: who completes tasks stays out of the way of who spawns more.
 const SHARDS: usize = 4;
+
 /// What others see of an M.
 pub(crate) struct MShared {
     pub(crate) id: MId,

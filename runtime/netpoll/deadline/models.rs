@@ -1,6 +1,11 @@
 //! Loom models of the shipped deadline, with the shipped slot and timers.
 //!
 //! Not covered: the clock, and when the timers are looked at; what a slot does with waiters, which its own models have.
+//!
+//! | mutant (`--cfg 'gopark_mutant="..."'`) | model that fails |
+//! |---|---|
+//! | `deadline_fire_no_recheck` | `a_deadline_that_moves_back_is_not_ended_by_its_timer` |
+//! | `deadline_fire_old` | `a_late_timer_and_the_next_generation` |
 
 use super::*;
 use crate::runtime::netpoll::slot::Start;
@@ -121,24 +126,29 @@ fn a_deadline_in_the_past_and_its_timer() {
     });
 }
 
-/// Trap P1: a deadline is taken away; a timer that comes while the descriptor changes hands does not end the next socket's deadline, nor lose it.
+/// Trap P1: a timer that comes while the descriptor changes hands does not end the next socket's deadline, nor lose it; nor
+/// where the first socket's deadline was taken away before.
 #[test]
 fn a_late_timer_and_the_next_generation() {
-    loom::model(|| {
-        let read = Read::new();
-        let timer = with(&read, |read| read.ring(20));
-        read.set(NEVER, false);
-        let mut list = WakeList::default();
-        read.slot.retire(&mut list);
-        read.deadline.retire(&read.timers);
-        read.slot.open(Start::Nil);
-        read.set(15, false);
-        timer.join().unwrap();
-        // The second deadline's timer may have come in the same round; then it has passed.
-        if !read.expired() {
-            assert_eq!(read.timers.next_when(), 15);
-        }
-        read.ring(20);
-        assert!(read.expired());
-    });
+    for taken_away in [false, true] {
+        loom::model(move || {
+            let read = Read::new();
+            let timer = with(&read, |read| read.ring(20));
+            if taken_away {
+                read.set(NEVER, false);
+            }
+            let mut list = WakeList::default();
+            read.slot.retire(&mut list);
+            read.deadline.retire(&read.timers);
+            read.slot.open(Start::Nil);
+            read.set(15, false);
+            timer.join().unwrap();
+            // The second deadline's timer may have come in the same round; then it has passed.
+            if !read.expired() {
+                assert_eq!(read.timers.next_when(), 15);
+            }
+            read.ring(20);
+            assert!(read.expired());
+        });
+    }
 }
