@@ -75,9 +75,9 @@ impl Sleep {
         self.deadline <= Instant::now()
     }
 
-    /// Gives it a new deadline, whether it has ended or not.
+    /// Gives it a new deadline, whether it has ended or not. Who waits for it is woken at the new one.
     pub fn reset(&mut self, deadline: Instant) {
-        self.timer.cancel();
+        self.timer.reset(Some(deadline));
         self.deadline = deadline;
     }
 

@@ -79,6 +79,8 @@ impl Horizon {
 pub(crate) enum What {
     Wake(Waker),
     Alarm(Alarm),
+    /// Nothing yet: what an M has noted was given this time by another thread, before the M could file it.
+    Moved(u64),
 }
 
 /// A timer that was inserted, or noted. Firing and cancelling end it; the key then fits nothing.
@@ -108,7 +110,7 @@ struct Heap {
 
 struct Slot {
     generation: NonZeroU32,
-    /// `None` where it is free, and where it is claimed for a note.
+    /// `None` where it is free; this or `Moved` where it is claimed for a note.
     what: Option<What>,
 }
 
@@ -142,8 +144,8 @@ impl Timers {
         let mut heap = self.heap.lock();
         match heap.entry(key).and_then(|entry| entry.what.as_ref()) {
             Some(What::Wake(old)) if old.will_wake(waker) => return true,
-            Some(_) => {}
-            None => {
+            Some(What::Wake(_) | What::Alarm(_)) => {}
+            Some(What::Moved(_)) | None => {
                 heap.end(key);
                 return false;
             }
@@ -159,12 +161,27 @@ impl Timers {
     pub(crate) fn cancel(&self, key: Key) -> Option<What> {
         let mut heap = self.heap.lock();
         let what = heap.end(key)?;
-        let Heap { queue, slots, alive, .. } = &mut *heap;
-        if queue.len() > 2 * *alive {
-            queue.retain(|Reverse((_, slot, generation))| slots[*slot as usize].generation == *generation);
-        }
+        heap.sweep();
         self.next_when.store(heap.next_when(), Ordering::Relaxed);
         Some(what)
+    }
+
+    /// Another time for a timer; as `insert`. `None`: it has fired.
+    #[must_use]
+    pub(crate) fn reset(&self, key: Key, when: u64) -> Option<(Key, bool)> {
+        let mut heap = self.heap.lock();
+        let entry = heap.entry(key)?;
+        if !matches!(entry.what, Some(What::Wake(_) | What::Alarm(_))) {
+            entry.what = Some(What::Moved(when));
+            return Some((key, false));
+        }
+        let what = heap.end(key)?;
+        let key = heap.claim();
+        heap.fill(key, when, what);
+        heap.sweep();
+        let first = when < self.next_when();
+        self.next_when.store(heap.next_when(), Ordering::Relaxed);
+        Some((key, first))
     }
 
     /// Ends every timer that is due.
@@ -182,7 +199,7 @@ impl Timers {
             match heap.end(Key { slot, generation }) {
                 Some(What::Wake(waker)) => list.wake(waker),
                 Some(What::Alarm(alarm)) => list.add_alarm(alarm),
-                None => {}
+                Some(What::Moved(_)) | None => {}
             }
         }
         self.next_when.store(heap.next_when(), Ordering::Relaxed);
@@ -211,8 +228,9 @@ impl Timers {
         for (at, key) in &mut places[..used] {
             let Some(at) = at.take() else { continue };
             // Not if the sleep was taken to another thread meanwhile: that one has ended it.
-            if heap.entry(*key).is_some() {
-                let when = clock.when(at);
+            if let Some(entry) = heap.entry(*key) {
+                let moved = if let Some(What::Moved(when)) = entry.what { Some(when) } else { None };
+                let when = moved.unwrap_or_else(|| clock.when(at));
                 heap.fill(*key, when, What::Wake(waker.clone()));
                 first = first.min(when);
             }
@@ -265,11 +283,19 @@ impl Heap {
     /// Frees the slot behind a key; its entry in the queue, if it has one, is dead from then on.
     fn end(&mut self, key: Key) -> Option<What> {
         let entry = self.entry(key)?;
-        let what = entry.what.take();
+        let what = entry.what.take().filter(|what| !matches!(what, What::Moved(_)));
         entry.generation = entry.generation.checked_add(1).unwrap_or(NonZeroU32::MIN);
         self.free.push(key.slot);
         self.alive -= usize::from(what.is_some());
         what
+    }
+
+    /// Takes the dead out of the queue, if there are more of them than of the living.
+    fn sweep(&mut self) {
+        let Heap { queue, slots, alive, .. } = self;
+        if queue.len() > 2 * *alive {
+            queue.retain(|Reverse((_, slot, generation))| slots[*slot as usize].generation == *generation);
+        }
     }
 
     fn next_when(&self) -> u64 {
@@ -313,12 +339,12 @@ impl Notes {
         Some((used as u16, place.1))
     }
 
-    /// Crosses a timer out. False: it is not noted here.
+    /// Gives a timer another time; without one, it is crossed out. False: it is not noted here.
     #[inline]
-    pub(crate) fn remove(&self, place: u16, key: Key) -> bool {
+    pub(crate) fn change(&self, place: u16, key: Key, at: Option<Instant>) -> bool {
         let mut places = self.places.borrow_mut();
         let Some(note) = places.get_mut(place as usize).filter(|note| note.1 == key) else { return false };
-        note.0 = None;
+        note.0 = at;
         self.used.set(places[..self.used.get()].iter().rposition(|(at, _)| at.is_some()).map_or(0, |last| last + 1));
         true
     }
@@ -442,10 +468,10 @@ mod tests {
             let keys: Vec<_> = (0..5).map(|n| noted(&notes, &timers, 10 * (5 - n))).collect();
             assert_eq!(timers.next_when(), NEVER);
             for n in [4, 1] {
-                assert!(notes.remove(keys[n].0, keys[n].1));
+                assert!(notes.change(keys[n].0, keys[n].1, None));
             }
             assert_eq!(timers.file(&notes, *CLOCK, &waker), Some(20));
-            assert!(notes.is_empty() && !notes.remove(keys[0].0, keys[0].1));
+            assert!(notes.is_empty() && !notes.change(keys[0].0, keys[0].1, None));
             // What is filed is as what was inserted.
             assert!(timers.cancel(keys[2].1).is_some());
             assert_eq!(fire(&timers, 50), NEVER);
@@ -471,6 +497,46 @@ mod tests {
         assert!(!timers.refresh(keys[2], &my_waker));
         assert_eq!(fire(&timers, 20), 30);
         assert_eq!((mine.0.load(Ordering::Relaxed), other.0.load(Ordering::Relaxed)), (0, 1));
+    }
+
+    /// One that another thread gives another time before the poll ends wakes whom it was noted for, at that time.
+    #[test]
+    fn note_and_reset_elsewhere() {
+        let (timers, notes) = (Timers::new(), Notes::default());
+        let ((mine, my_waker), (_, other_waker)) = (counter(), counter());
+        let [sooner, later, gone, taken] = [30, 30, 20, 20].map(|when| noted(&notes, &timers, when).1);
+        assert_eq!(timers.reset(sooner, 50), Some((sooner, false)));
+        for (key, when) in [(sooner, 10), (later, 40), (gone, 10), (taken, 10)] {
+            assert_eq!(timers.reset(key, when), Some((key, false)));
+        }
+        assert_eq!(timers.next_when(), NEVER);
+        assert!(timers.cancel(gone).is_none() && !timers.refresh(taken, &other_waker));
+        assert_eq!(timers.file(&notes, *CLOCK, &my_waker), Some(10));
+        for (now, next, wakes) in [(10, 40, 1), (39, 40, 1), (40, NEVER, 2)] {
+            assert_eq!((fire(&timers, now), mine.0.load(Ordering::Relaxed)), (next, wakes));
+        }
+        assert!([sooner, later, gone, taken].into_iter().all(|key| timers.reset(key, 60).is_none()));
+        assert_eq!(timers.heap.lock().alive, 0);
+    }
+
+    /// A timer that is given another time fires then, once; what that leaves in the queue does not pile up (trap TM6).
+    #[test]
+    fn insert_and_reset() {
+        let timers = Timers::new();
+        let (count, waker) = counter();
+        let mut k = key(timers.insert(10, What::Wake(waker.clone())));
+        for (when, first) in [(20, false), (5, true), (30, false), (30, false)] {
+            let (new, is_first) = timers.reset(k, when).unwrap();
+            assert_eq!((is_first, timers.reset(k, 1)), (first, None), "{when}: the old name is nobody's");
+            k = new;
+        }
+        assert_eq!((fire(&timers, 29), count.0.load(Ordering::Relaxed)), (30, 0));
+        for n in 0..1000 {
+            k = timers.reset(k, 100 + n).unwrap().0;
+            assert!(timers.heap.lock().queue.len() <= 2);
+        }
+        assert_eq!((fire(&timers, 1099), count.0.load(Ordering::Relaxed)), (NEVER, 1));
+        assert!(timers.reset(k, 2000).is_none());
     }
 
     #[test]

@@ -658,6 +658,63 @@ fn sleep_armed_by_a_task_that_is_dropped() {
     });
 }
 
+/// A sleep that somebody waits for is given another time, by another thread or in the poll in which it was begun: who waits is
+/// woken then.
+#[test]
+fn reset_while_somebody_waits() {
+    let _watchdog = watchdog(60);
+    let rt = runtime(2);
+    let new: [fn() -> Instant; 3] = [|| Instant::now() - MS, || Instant::now() + MS, || Instant::now() + 5 * MS];
+    for (n, new) in new.into_iter().cycle().take(60).enumerate() {
+        let old = if n % 2 == 0 { HOUR } else { 3 * MS };
+        let entered = rt.enter();
+        let shared = Arc::new(Mutex::new(sleep(old)));
+        drop(entered);
+        let (there, (tell, told)) = (shared.clone(), channel());
+        let wait = poll_fn(move |cx| {
+            let polled = Pin::new(&mut *there.lock().unwrap()).poll(cx);
+            // Nobody listens after the first.
+            let _ = tell.send(());
+            polled
+        });
+        // On a worker, which may be in that poll still, or somebody else's.
+        let wait = async move { (wait.await, Instant::now()).1 };
+        let waiter = if n % 4 < 2 { rt.spawn(wait) } else { rt.spawn_blocking(|| futures::executor::block_on(wait)) };
+        told.recv().unwrap();
+        let deadline = new();
+        shared.lock().unwrap().reset(deadline);
+        let woken = rt.block_on(waiter).unwrap();
+        // It may have ended before the reset.
+        assert!(woken >= deadline || n % 2 == 1);
+    }
+    rt.run(async {
+        // Nobody polls it again before it ends.
+        let mut timer = sleep(HOUR);
+        let mut polls = 0;
+        poll_fn(|cx| {
+            polls += 1;
+            if polls == 2 {
+                return Poll::Ready(());
+            }
+            assert!(Pin::new(&mut timer).poll(cx).is_pending());
+            timer.reset(Instant::now() + MS);
+            Poll::Pending
+        })
+        .await;
+        let mut ticks = interval_at(Instant::now() + HOUR, MS);
+        polls = 0;
+        poll_fn(|cx| {
+            polls += 1;
+            let tick = ticks.poll_tick(cx);
+            if polls == 1 {
+                ticks.reset();
+            }
+            tick.map(drop)
+        })
+        .await;
+    });
+}
+
 /// More sleeps in one poll than an M takes notes of, of which some are dropped there, and others later.
 #[test]
 fn many_sleeps_in_one_poll() {

@@ -96,7 +96,7 @@ impl Timer {
     fn goes_on(&mut self, sched: &Sched, m: Option<&M>, at: Instant, waker: &Waker) -> bool {
         // A note cannot fire: it is crossed out, and made anew. What is due has fired, or will soon, and then wakes a task
         // once for nothing: to find out takes the lock.
-        let filed = !self.cross_out(m) && !has_come(m, at);
+        let filed = !self.note_again(m, None) && !has_come(m, at);
         // The key stays where it is meanwhile: a foreign waker may panic.
         let goes_on = filed && self.key.is_some_and(|key| sched.ps[self.heap as usize].timers.refresh(key, waker));
         self.key = self.key.filter(|_| goes_on);
@@ -119,32 +119,41 @@ impl Timer {
         Poll::Pending
     }
 
+    /// It wakes whom it was to wake at that time; without one, nobody: it goes.
     #[inline]
-    pub(crate) fn cancel(&mut self) {
+    pub(crate) fn reset(&mut self, at: Option<Instant>) {
         if self.key.is_some() {
             current(|m| {
                 let m = m.filter(|m| m.sched.number == self.runtime);
-                if !self.cross_out(m) {
-                    self.cancel_filed(m);
+                if !self.note_again(m, at) {
+                    self.key = self.file_again(m, at);
                 }
             });
-            self.key = None;
         }
     }
 
     #[inline(never)]
-    fn cancel_filed(&self, m: Option<&M>) {
+    fn file_again(&self, m: Option<&M>, at: Option<Instant>) -> Option<Key> {
         let found = if m.is_none() { find(self.runtime) } else { None };
-        if let (Some(sched), Some(key)) = (m.map(|m| &m.sched).or(found.as_ref()), self.key) {
-            drop(sched.ps[self.heap as usize].timers.cancel(key));
+        let (sched, key) = m.map(|m| &m.sched).or(found.as_ref()).zip(self.key)?;
+        let timers = &sched.ps[self.heap as usize].timers;
+        let Some(at) = at else {
+            drop(timers.cancel(key));
+            return None;
+        };
+        let when = sched.netpoll.clock.when(at);
+        let (key, earliest) = timers.reset(key, when)?;
+        if earliest {
+            sched.netpoll.timer_added(when);
         }
+        Some(key)
     }
 
     /// False: it is not noted by this M.
     #[inline]
-    fn cross_out(&self, m: Option<&M>) -> bool {
+    fn note_again(&self, m: Option<&M>, at: Option<Instant>) -> bool {
         let noted = m.filter(|m| m.heap == self.heap.into()).zip(self.key);
-        noted.is_some_and(|(m, key)| m.notes.remove(self.note, key))
+        noted.is_some_and(|(m, key)| m.notes.change(self.note, key, at))
     }
 }
 
@@ -156,7 +165,7 @@ fn has_come(m: Option<&M>, at: Instant) -> bool {
 impl Drop for Timer {
     #[inline]
     fn drop(&mut self) {
-        self.cancel();
+        self.reset(None);
     }
 }
 
