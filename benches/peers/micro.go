@@ -31,6 +31,11 @@ func main() {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(2)
 	}
+	// As in micro.rs.
+	often := times
+	if times > 1 {
+		often = times * 5
+	}
 	rows := []struct {
 		play  func() time.Duration
 		count int
@@ -39,11 +44,11 @@ func main() {
 		{spawnInside, spawns, times},
 		{func() time.Duration { return outside(spawnInside) }, spawns, times},
 		{yield, yielders * yields, times},
-		{oneshotPairs, pairs, times},
+		{oneshotPairs, pairs, often},
 		{channel, messages * 2, times},
-		{chainedSpawn, depth, times},
-		{func() time.Duration { return storm(func(f func()) { f() }) }, sleepers, times},
-		{func() time.Duration { return storm(func(f func()) { outside(func() time.Duration { f(); return 0 }) }) }, sleepers, times},
+		{chainedSpawn, depth, often},
+		{func() time.Duration { return storm(func(f func()) { f() }) }, sleepers, often},
+		{func() time.Duration { return storm(func(f func()) { outside(func() time.Duration { f(); return 0 }) }) }, sleepers, often},
 		{sleepBySleep, sleeps, times},
 		{millionSleeps, million, min(times, 3)},
 		{clock, sleeps, times},

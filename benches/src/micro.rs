@@ -22,7 +22,8 @@ pub(crate) const HELP: &str = "\
 benches micro [--quick] [--rounds K] [--workers N] [--peers A,..]
 
 What the parts of a scheduler cost, in nanoseconds, on two workers (--workers), tokio, smol and gopark, and go where it
-is in PATH. Per round, each peer once in a fresh process, which plays each row 21 times and tells its median; K rounds
+is in PATH. Per round, each peer once in a fresh process, which plays each row 21 times, rows of 1,000 operations 105
+times, since those are over in a fraction of a millisecond, and a million sleeps 3 times; it tells their medians. K rounds
 (5), in rotating order; shown are medians and, in parentheses, quartiles. gopark takes part twice, so that the noise can
 be seen.
 
@@ -115,8 +116,12 @@ pub(crate) fn child(args: Args) -> Result<(), Failure> {
 async fn all<R: Runtime>(times: u64) -> [f64; ROWS.len()] {
     let mut medians = [0.0; ROWS.len()];
     for (row, median) in ROWS.into_iter().zip(&mut medians) {
-        // A million sleeps take long enough to be measured well in a few times.
-        let times = if operations(row) == MILLION { times.min(3) } else { times };
+        // What is over in no time strays; a million sleeps take long enough to be measured well in a few times.
+        let times = match operations(row) {
+            MILLION => times.min(3),
+            ..=1000 if times > 1 => times * 5,
+            _ => times,
+        };
         let mut played = Vec::new();
         for _ in 0..times {
             played.push(play_once::<R>(row).await.as_nanos() as f64 / operations(row) as f64);
