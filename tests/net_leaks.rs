@@ -9,6 +9,7 @@ mod net;
 mod support;
 
 use alloc::{ALLOCATIONS, LIVE};
+use futures::StreamExt;
 use gopark::net::{TcpListener, TcpStream};
 use gopark::time::{sleep, timeout};
 use gopark::{Builder, JoinHandle, yield_now};
@@ -370,6 +371,34 @@ fn large_tasks_are_freed_before_their_sockets() {
         }
         let more = LIVE.load(SeqCst) - before;
         assert!(more < SIZE as isize, "{more} bytes are held");
+    });
+}
+
+/// The same by a `poll_*` method, which has no end, of one socket on which nothing happens.
+#[test]
+fn large_tasks_are_freed_before_a_socket_they_polled() {
+    const SIZE: usize = 100_000;
+    let _alone = alone(60);
+    runtime(1).run(async {
+        let listener = Arc::new(TcpListener::bind("127.0.0.1:0").await.unwrap());
+        let before = LIVE.load(SeqCst);
+        for _ in 0..300 {
+            let listener = listener.clone();
+            let task = gopark::spawn(async move {
+                let large = [0u8; SIZE];
+                let mut incoming = listener.incoming();
+                std::future::poll_fn(|cx| {
+                    assert!(incoming.poll_next_unpin(cx).is_pending());
+                    std::task::Poll::Ready(())
+                })
+                .await;
+                yield_now().await;
+                std::hint::black_box(&large);
+            });
+            task.await.unwrap();
+        }
+        let more = LIVE.load(SeqCst) - before;
+        assert!(more < 50 * SIZE as isize, "{more} bytes are held");
     });
 }
 

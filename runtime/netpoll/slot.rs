@@ -87,6 +87,10 @@ pub(crate) type Ticket = u32;
 
 /// The ticket of all `poll_*` methods, which have no end: every distinct waker is kept, and a turn wakes all of them.
 const POLL: Ticket = u32::MAX;
+/// Where so many lie, those of tasks that are done go.
+const MANY: usize = 32;
+/// Where so many lie, the oldest is woken for each that comes: if anybody is behind it still, it comes again.
+const TOO_MANY: usize = 1024;
 
 struct Entry {
     ticket: Ticket,
@@ -396,6 +400,9 @@ impl Waiters {
                 }
                 return;
             }
+            if let Some(more) = self.more.as_mut().filter(|more| more.len() >= MANY) {
+                Self::thin_out(more, list);
+            }
         }
         // Tickets wrap, so it is their distance that tells who came later.
         let is_later = |e: &Entry| e.ticket != POLL && (e.ticket.wrapping_sub(ticket) as i32) > 0;
@@ -421,6 +428,19 @@ impl Waiters {
             std::mem::swap(head, &mut entry);
         }
         self.more.get_or_insert_default().insert(at, entry);
+    }
+
+    /// The waker of a `poll_*` method whose caller has given up says so to nobody, and the next edge may be far away.
+    #[cold]
+    fn thin_out(more: &mut VecDeque<Entry>, list: &mut WakeList) {
+        for _ in 0..more.len() {
+            let Some(entry) = more.pop_front() else { break };
+            let is_done = entry.ticket == POLL && task::from_waker(&entry.waker).is_some_and(|task| task.is_complete());
+            if is_done { list.drop_later(Some(entry.waker)) } else { more.push_back(entry) }
+        }
+        if let Some(at) = more.iter().position(|e| e.ticket == POLL).filter(|_| more.len() >= TOO_MANY) {
+            more.remove(at).into_iter().for_each(|e| list.wake(e.waker));
+        }
     }
 
     /// Takes out a waiting operation. False: it does not wait, so it was chosen.

@@ -294,6 +294,12 @@ impl TaskRef<'_> {
         }
     }
 
+    /// Is there nothing left of it to wake?
+    pub(crate) fn is_complete(&self) -> bool {
+        // SAFETY: as in `notify`.
+        unsafe { self.task.as_ref() }.state.is_complete()
+    }
+
     /// Does it take so little memory that nobody minds if it is freed late?
     pub(crate) fn is_small(&self) -> bool {
         // SAFETY: as in `notify`.

@@ -584,3 +584,25 @@ fn own_and_foreign_waiters() {
     drop((joins, slot));
     rig.end();
 }
+
+/// Wakers of `poll_*` methods are kept without end no more than those are that nobody needs: of too many the oldest is woken, and
+/// comes again if it must; an operation is left alone.
+#[test]
+fn too_many_polls_and_an_operation() {
+    let mut slot = Rigged::new(Start::Nil);
+    let [mut op, mut next] = waiting(&mut slot);
+    let polls: Vec<_> = (0..TOO_MANY + 10).map(|_| Op::new()).collect();
+    for poll in &polls {
+        assert!(slot.arm_poll(poll));
+    }
+    let woken = |polls: &[Op]| polls.iter().map(Op::wakes).sum::<usize>();
+    // `next` is among those that lie there.
+    assert_eq!((woken(&polls[..11]), woken(&polls[11..]), op.wakes() + next.wakes()), (11, 0, 0));
+    slot.edge();
+    assert_eq!((woken(&polls), op.wakes(), next.wakes()), (TOO_MANY + 10, 1, 0));
+    for op in [&mut op, &mut next] {
+        slot.leave(op, false);
+    }
+    slot.retire();
+    assert!(polls.iter().chain([&op, &next]).all(|op| op.copies() == 0));
+}
