@@ -14,7 +14,7 @@
 
 use super::poll_fd::PollFd;
 use super::socket::{self, HasFd};
-use super::splice::{self, Pipe, User};
+use super::splice::{self, Pipe, Pool};
 use super::split::{OwnedReadHalf, OwnedWriteHalf, ReadHalf, WriteHalf};
 use super::sys;
 use super::tcp::TcpStream;
@@ -28,6 +28,7 @@ use std::io::{self, ErrorKind};
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 
 /// What a buffer holds.
@@ -265,7 +266,7 @@ enum Way {
     /// Through the buffer.
     Buffer,
     /// By splice(2).
-    Splice { _user: User },
+    Splice(Arc<Mutex<Pool>>),
     /// By sendfile(2), which gives them to the writer, too.
     SendFile,
     /// Through the buffer for good.
@@ -290,7 +291,7 @@ impl<'a> Flow<'a> {
         match &self.held {
             Held::Nothing => 0,
             Held::Buffer(Buffer(buf)) => buf.len(),
-            Held::Pipe(pipe) => pipe.held(),
+            Held::Pipe(pipe) => pipe.held,
         }
     }
 
@@ -309,7 +310,7 @@ impl<'a> Flow<'a> {
             }
             let max = self.remain.min(splice::PIPE_SIZE as u64) as usize;
             let taken = match self.way {
-                Way::Splice { .. } => self.splice(cx, max),
+                Way::Splice(_) => self.splice(cx, max),
                 Way::SendFile => self.send_file(cx, max),
                 Way::Buffer | Way::Plain => self.read(cx, max),
             };
@@ -317,7 +318,7 @@ impl<'a> Flow<'a> {
                 Ok(0) => self.remain = 0,
                 Ok(n) => self.remain -= n as u64,
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(e) if splice::is_refusal(&e) && matches!(self.way, Way::Splice { .. } | Way::SendFile) => {
+                Err(e) if splice::is_refusal(&e) && matches!(self.way, Way::Splice(_) | Way::SendFile) => {
                     self.way = Way::Plain;
                 }
                 Err(e) => return Poll::Ready(Err(e)),
@@ -369,8 +370,8 @@ impl<'a> Flow<'a> {
     }
 
     fn splice(&mut self, cx: &mut Context<'_>, max: usize) -> Poll<io::Result<usize>> {
-        let Reader::Fd(from) = self.from else { unreachable!("files are not spliced") };
-        let Ok(mut pipe) = Pipe::take() else {
+        let (Way::Splice(pool), Reader::Fd(from)) = (&self.way, &self.from) else { unreachable!("only for streams") };
+        let Ok(mut pipe) = Pipe::take(pool) else {
             (self.way, self.run) = (Way::Buffer, NO_PIPE);
             return self.read(cx, max);
         };
@@ -401,16 +402,16 @@ impl<'a> Flow<'a> {
         self.held = held;
         let speaks_against = match self.way {
             Way::Buffer => n >= MUCH,
-            Way::Splice { .. } => n < MUCH,
+            Way::Splice(_) => n < MUCH,
             Way::SendFile | Way::Plain => return,
         };
         self.run = if speaks_against { self.run + 1 } else { self.run.min(0) };
         if self.run == IN_A_ROW {
             self.run = 0;
             self.way = match (&self.way, &self.from) {
-                (Way::Splice { .. }, _) => Way::Buffer,
+                (Way::Splice(_), _) => Way::Buffer,
                 (_, Reader::Fd(from)) if [from.as_fd(), self.to.as_fd()].into_iter().all(splice::is_spliced) => {
-                    Way::Splice { _user: User::new() }
+                    Way::Splice(splice::pool())
                 }
                 _ => Way::Plain,
             };

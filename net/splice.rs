@@ -7,7 +7,7 @@ use std::io::{self, Seek};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// What a pipe holds: Go's `maxSpliceSize`. At the default of 64 KiB, splicing costs more than copying.
 pub(super) const PIPE_SIZE: usize = 1 << 20;
@@ -16,70 +16,52 @@ const MAX_PIPES: usize = 64;
 /// So many of them may wait for their next use.
 const MAX_IDLE: usize = 16;
 
-static POOL: Mutex<Pool> = Mutex::new(Pool { users: 0, taken: 0, idle: Vec::new() });
+/// The pool, while anybody uses it: the last one to go leaves no descriptor behind.
+static POOL: Mutex<Weak<Mutex<Pool>>> = Mutex::new(Weak::new());
 
-struct Pool {
-    users: usize,
+#[derive(Default)]
+pub(super) struct Pool {
     /// How many pipes somebody has.
     taken: usize,
     /// The others, all empty.
     idle: Vec<[OwnedFd; 2]>,
 }
 
-fn pool() -> MutexGuard<'static, Pool> {
-    POOL.lock().unwrap_or_else(PoisonError::into_inner)
+pub(super) fn pool() -> Arc<Mutex<Pool>> {
+    let mut pool = lock(&POOL);
+    let used = pool.upgrade().unwrap_or_default();
+    *pool = Arc::downgrade(&used);
+    used
 }
 
-/// While there is any, the pool keeps pipes; the last one to go leaves no descriptor behind.
-pub(super) struct User(());
-
-impl User {
-    pub(super) fn new() -> User {
-        pool().users += 1;
-        User(())
-    }
-}
-
-impl Drop for User {
-    fn drop(&mut self) {
-        let mut pool = pool();
-        pool.users -= 1;
-        if pool.users == 0 {
-            let unused = std::mem::take(&mut pool.idle);
-            // They are closed without the lock.
-            drop(pool);
-            drop(unused);
-        }
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A pipe of PIPE_SIZE, neither end of which blocks. Once it is empty, dropping it gives it back to the pool; before, that
 /// closes it, and what is in it is lost.
 pub(super) struct Pipe {
+    pool: Arc<Mutex<Pool>>,
     /// Where to read and where to write. `None` before they are made and when they are gone.
     ends: Option<[OwnedFd; 2]>,
-    held: usize,
+    pub(super) held: usize,
 }
 
 impl Pipe {
     /// An empty one. Fails where there are MAX_PIPES, for want of descriptors, and where the user's pipes hold enough
     /// (`/proc/sys/fs/pipe-user-pages-soft`).
-    pub(super) fn take() -> io::Result<Pipe> {
-        let mut pool = pool();
+    pub(super) fn take(from: &Arc<Mutex<Pool>>) -> io::Result<Pipe> {
+        let mut pool = lock(from);
         if pool.taken == MAX_PIPES {
             return Err(io::ErrorKind::QuotaExceeded.into());
         }
         pool.taken += 1;
-        let mut pipe = Pipe { ends: pool.idle.pop(), held: 0 };
+        let mut pipe = Pipe { pool: from.clone(), ends: pool.idle.pop(), held: 0 };
         drop(pool);
         if pipe.ends.is_none() {
             pipe.ends = Some(new_pipe()?);
         }
         Ok(pipe)
-    }
-
-    pub(super) fn held(&self) -> usize {
-        self.held
     }
 
     /// From a descriptor into the pipe. That is empty, and so no reason for EAGAIN.
@@ -103,9 +85,9 @@ impl Pipe {
 
 impl Drop for Pipe {
     fn drop(&mut self) {
-        let mut pool = pool();
+        let mut pool = lock(&self.pool);
         pool.taken -= 1;
-        if self.held == 0 && pool.users > 0 && pool.idle.len() < MAX_IDLE {
+        if self.held == 0 && pool.idle.len() < MAX_IDLE {
             pool.idle.extend(self.ends.take());
         }
         // What is not given back is closed after this, without the lock.
