@@ -275,21 +275,22 @@ enum Way {
 
 /// Where the bytes in flight are.
 enum Held {
-    Nothing,
     Buffer(Buffer),
     Pipe(Pipe),
 }
+
+/// A buffer without memory.
+const NOTHING: Held = Held::Buffer(Buffer(Vec::new()));
 
 impl<'a> Flow<'a> {
     fn new(reader: &'a impl CopyFrom, writer: &'a impl CopyTo) -> Self {
         let (from, to) = (reader.reader(), writer.fd());
         let way = if let Reader::File(..) = from { Way::SendFile } else { Way::Buffer };
-        Flow { from, to, ticket: 0, way, run: 0, held: Held::Nothing, remain: u64::MAX, copied: 0, is_shut: false }
+        Flow { from, to, ticket: 0, way, run: 0, held: NOTHING, remain: u64::MAX, copied: 0, is_shut: false }
     }
 
     fn in_flight(&self) -> usize {
         match &self.held {
-            Held::Nothing => 0,
             Held::Buffer(Buffer(buf)) => buf.len(),
             Held::Pipe(pipe) => pipe.held,
         }
@@ -298,9 +299,12 @@ impl<'a> Flow<'a> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             while self.in_flight() > 0 {
-                ready!(self.deliver(cx))?;
+                match ready!(self.deliver(cx))? {
+                    0 => return Poll::Ready(Err(ErrorKind::WriteZero.into())),
+                    n => self.delivered(n, cx),
+                }
             }
-            self.held = Held::Nothing;
+            self.held = NOTHING;
             if self.remain == 0 {
                 if self.copied == 0 {
                     // No call was made that would have taken any (trap S22).
@@ -327,9 +331,8 @@ impl<'a> Flow<'a> {
     }
 
     /// Writes some of what is in flight.
-    fn deliver(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let polled = match &mut self.held {
-            Held::Nothing => return Poll::Ready(Ok(())),
+    fn deliver(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        match &mut self.held {
             Held::Buffer(Buffer(buf)) => {
                 let polled =
                     self.to.poll_io(Side::Write, cx, Some(&mut self.ticket), buf.len(), |fd| splice::write(fd, buf));
@@ -342,12 +345,7 @@ impl<'a> Flow<'a> {
                 polled
             }
             Held::Pipe(pipe) => self.to.poll_io(Side::Write, cx, Some(&mut self.ticket), 0, |fd| pipe.drain(fd)),
-        };
-        match ready!(polled)? {
-            0 => return Poll::Ready(Err(ErrorKind::WriteZero.into())),
-            n => self.delivered(n, cx),
         }
-        Poll::Ready(Ok(()))
     }
 
     /// Bulk takes more of the budget than messages do.
