@@ -428,10 +428,7 @@ impl Drop for Flow<'_> {
 
 impl fmt::Debug for Flow<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Flow")
-            .field("copied", &self.copied)
-            .field("in_flight", &self.in_flight())
-            .finish_non_exhaustive()
+        f.debug_struct("Flow").field("copied", &self.copied).field("in_flight", &self.in_flight()).finish()
     }
 }
 
