@@ -34,28 +34,12 @@ pub(crate) fn check(result: impl TryInto<usize>) -> io::Result<usize> {
     result.try_into().map_err(|_| io::Error::last_os_error())
 }
 
-/// recvfrom(2) or sendto(2), without an address, which is what recv(2) and send(2) are.
-///
-/// # Safety
-/// As of those.
-#[inline(always)]
-unsafe fn transfer(
-    number: libc::c_long,
-    socket: BorrowedFd<'_>,
-    buf: *const u8,
-    len: usize,
-    flags: libc::c_int,
-) -> io::Result<usize> {
-    let args = [socket.as_raw_fd() as usize, buf.expose_provenance(), len, flags as usize, 0, 0];
-    // SAFETY: the caller's promise; no address is null, and no length of one.
-    unsafe { syscall6(number, args) }
-}
-
-/// recv(2), on any kind of socket.
+/// recv(2), on any kind of socket: recvfrom(2) without an address.
 #[inline]
 pub(crate) fn recv(socket: BorrowedFd<'_>, buf: &mut [u8], flags: libc::c_int) -> io::Result<usize> {
-    // SAFETY: the kernel writes into the buffer, and not beyond it.
-    unsafe { transfer(libc::SYS_recvfrom, socket, buf.as_mut_ptr(), buf.len(), flags) }
+    let (fd, room) = (socket.as_raw_fd() as usize, buf.as_mut_ptr().expose_provenance());
+    // SAFETY: the kernel writes into the buffer, and not beyond it; no address is null, and no length of one.
+    unsafe { syscall6(libc::SYS_recvfrom, [fd, room, buf.len(), flags as usize, 0, 0]) }
 }
 
 /// readv(2), on any kind of socket.
@@ -65,11 +49,13 @@ pub(crate) fn recv_vectored(socket: BorrowedFd<'_>, bufs: &mut [IoSliceMut<'_>])
     check(unsafe { libc::readv(socket.as_raw_fd(), bufs.as_mut_ptr().cast(), count) })
 }
 
-/// send(2), without the SIGPIPE that std's write(2) on a Unix socket can raise (trap P26).
+/// send(2): sendto(2) without an address, and without the SIGPIPE that std's write(2) on a Unix socket can raise (trap
+/// P26).
 #[inline]
 pub(crate) fn send(socket: BorrowedFd<'_>, buf: &[u8]) -> io::Result<usize> {
-    // SAFETY: the kernel reads the buffer, and not beyond it.
-    unsafe { transfer(libc::SYS_sendto, socket, buf.as_ptr(), buf.len(), libc::MSG_NOSIGNAL) }
+    let (fd, bytes) = (socket.as_raw_fd() as usize, buf.as_ptr().expose_provenance());
+    // SAFETY: the kernel reads the buffer, and not beyond it; no address is null, and no length of one.
+    unsafe { syscall6(libc::SYS_sendto, [fd, bytes, buf.len(), libc::MSG_NOSIGNAL as usize, 0, 0]) }
 }
 
 /// sendmsg(2), where std has writev(2), for the same reason.
