@@ -65,35 +65,30 @@ pub(crate) fn send_vectored(socket: BorrowedFd<'_>, bufs: &[IoSlice<'_>]) -> io:
 
 /// An address as std has it.
 pub(crate) trait Addr: Sized {
-    /// `None`: it is of another family.
-    fn of(addr: &SockAddr) -> Option<Self>;
+    /// Fails if it is of another family.
+    fn of(addr: &SockAddr) -> io::Result<Self>;
 }
 
 impl Addr for SocketAddr {
-    fn of(addr: &SockAddr) -> Option<Self> {
-        addr.as_socket()
+    fn of(addr: &SockAddr) -> io::Result<Self> {
+        addr.as_socket().ok_or_else(|| io::Error::other("the peer's address is of another family"))
     }
 }
 
 impl Addr for UnixAddr {
-    fn of(addr: &SockAddr) -> Option<Self> {
+    fn of(addr: &SockAddr) -> io::Result<Self> {
         let abstract_name = addr.as_abstract_namespace().map(UnixAddr::from_abstract_name);
         // A sender without a name comes without a family too. A path of 108 bytes, which other languages can bind to, is
         // one too long for std to make an address of, and no reason to lose what came from there.
-        let nameless = || UnixAddr::from_pathname("").ok();
         let named = addr.as_pathname().map(UnixAddr::from_pathname).or(abstract_name);
-        named.and_then(Result::ok).or_else(nameless)
+        named.and_then(Result::ok).map_or_else(|| UnixAddr::from_pathname(""), Ok)
     }
-}
-
-fn std_addr<A: Addr>(addr: &SockAddr) -> io::Result<A> {
-    A::of(addr).ok_or_else(|| io::Error::other("the peer's address is of another family"))
 }
 
 /// accept4(2): the connection, already not blocking and close-on-exec, so that it costs no further call.
 pub(crate) fn accept<S: From<OwnedFd>, A: Addr>(listener: BorrowedFd<'_>) -> io::Result<(S, A)> {
     let (socket, addr) = SockRef::from(&listener).accept4(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK)?;
-    Ok((OwnedFd::from(socket).into(), std_addr(&addr)?))
+    Ok((OwnedFd::from(socket).into(), A::of(&addr)?))
 }
 
 /// What came with a datagram.
@@ -133,7 +128,7 @@ pub(crate) fn recv_msg<A: Addr>(
     // SAFETY: both have the layout of an iovec, and the kernel leaves no byte uninitialised.
     let bufs = unsafe { &mut *(&raw mut bufs[..count] as *mut [MaybeUninitSlice<'_>]) };
     let (len, flags, addr) = SockRef::from(&socket).recv_from_vectored_with_flags(bufs, flags)?;
-    Ok(Received { len, addr: std_addr(&addr)?, truncated: flags.is_truncated() })
+    Ok(Received { len, addr: A::of(&addr)?, truncated: flags.is_truncated() })
 }
 
 /// recvmmsg(2): as many datagrams as are there, each into a buffer of its own.
@@ -154,7 +149,7 @@ pub(crate) fn recv_many(
     for (header, name) in headers.iter().zip(names).take(len) {
         let (header, len) = (&header.msg_hdr, header.msg_len as usize);
         // SAFETY: the kernel has filled the name in, or left it zeroed; `msg_namelen` says how far.
-        let addr = std_addr(&unsafe { SockAddr::new(name, header.msg_namelen) })?;
+        let addr = SocketAddr::of(&unsafe { SockAddr::new(name, header.msg_namelen) })?;
         done.push(Received { len, addr, truncated: header.msg_flags & libc::MSG_TRUNC != 0 });
     }
     Ok(len)
