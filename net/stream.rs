@@ -21,8 +21,7 @@ macro_rules! reads {
             /// # Errors
             /// As [`read`](Self::read).
             pub fn read_vectored(&self, bufs: &mut [IoSliceMut<'_>]) -> impl Future<Output = io::Result<usize>> {
-                let asked = sys::one_call(bufs).1;
-                self.fd().io_op(Side::Read, asked, |s| sys::recv_vectored(s, bufs))
+                self.fd().io_op(Side::Read, sys::one_call(bufs).1, |s| sys::recv_vectored(s, bufs))
             }
 
             /// Reads without taking: the next read sees the same bytes. Otherwise as [`read`](Self::read).
@@ -31,8 +30,7 @@ macro_rules! reads {
             /// As [`read`](Self::read).
             pub fn peek(&self, buf: &mut [u8]) -> impl Future<Output = io::Result<usize>> {
                 // It drains nothing, so it is never short.
-                let asked = buf.len().min(sys::WHOLE);
-                self.fd().io_op(Side::Read, asked, |s| sys::recv(s, buf, libc::MSG_PEEK))
+                self.fd().io_op(Side::Read, buf.len().min(sys::WHOLE), |s| sys::recv(s, buf, libc::MSG_PEEK))
             }
 
             /// Fills the buffer.
@@ -66,8 +64,7 @@ macro_rules! reads {
             /// # Errors
             /// As [`try_read`](Self::try_read).
             pub fn try_read_vectored(&self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
-                let asked = sys::one_call(bufs).1;
-                self.fd().try_io(Side::Read, asked, |s| sys::recv_vectored(s, bufs))
+                self.fd().try_io(Side::Read, sys::one_call(bufs).1, |s| sys::recv_vectored(s, bufs))
             }
 
             read_side!();
@@ -152,8 +149,7 @@ macro_rules! async_read {
                 cx: &mut Context<'_>,
                 bufs: &mut [IoSliceMut<'_>],
             ) -> Poll<io::Result<usize>> {
-                let asked = sys::one_call(bufs).1;
-                self.fd().poll_io(Side::Read, cx, None, asked, |s| sys::recv_vectored(s, bufs))
+                self.fd().poll_io(Side::Read, cx, None, sys::one_call(bufs).1, |s| sys::recv_vectored(s, bufs))
             }
         }
     };
