@@ -294,9 +294,8 @@ macro_rules! listener {
 
             fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
                 self.listener.poll_accept(cx).map(|result| match result {
-                    Ok((stream, _)) => Some(Ok(stream)),
                     Err(error) if error.get_ref().is_some_and(|e| e.is::<Closed>()) => None,
-                    Err(error) => Some(Err(error)),
+                    result => Some(result.map(|(stream, _)| stream)),
                 })
             }
         }
