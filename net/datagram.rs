@@ -22,8 +22,7 @@ macro_rules! datagram {
             /// # Errors
             /// As [`recv`](Self::recv).
             pub async fn recv_from(&self, buf: &mut [u8]) -> io::Result<(usize, $addr)> {
-                let got = self.recv_msg(&mut [IoSliceMut::new(buf)]).await?;
-                Ok((got.len, got.addr))
+                self.recv_msg(&mut [IoSliceMut::new(buf)]).await.map(|got| (got.len, got.addr))
             }
 
             /// As [`recv_from`](Self::recv_from), into several buffers, one after the other; also tells whether some of
@@ -66,8 +65,7 @@ macro_rules! datagram {
             /// # Errors
             /// As [`try_recv`](Self::try_recv).
             pub fn try_recv_from(&self, buf: &mut [u8]) -> io::Result<(usize, $addr)> {
-                let got = self.try_recv_msg(&mut [IoSliceMut::new(buf)])?;
-                Ok((got.len, got.addr))
+                self.try_recv_msg(&mut [IoSliceMut::new(buf)]).map(|got| (got.len, got.addr))
             }
 
             /// As [`recv_msg`](Self::recv_msg), if a datagram is there.
