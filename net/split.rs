@@ -82,12 +82,11 @@ impl<S: HasFd> OwnedReadHalf<S> {
     ///
     /// # Errors
     /// [`ReuniteError`], with both halves, if they are of two connections.
-    pub fn reunite(self, mut write: OwnedWriteHalf<S>) -> Result<S, ReuniteError<S>> {
+    pub fn reunite(self, write: OwnedWriteHalf<S>) -> Result<S, ReuniteError<S>> {
         if !Arc::ptr_eq(&self.stream, &write.stream) {
             return Err(ReuniteError(self, write));
         }
-        write.shut_on_drop = false;
-        drop(write);
+        write.forget();
         // There are two halves, and one is gone.
         Ok(Arc::into_inner(self.stream).expect("a connection has one read half"))
     }
