@@ -115,10 +115,8 @@ impl Unlink {
     }
 
     fn now(&self) {
-        if let Some(path) = self.set(None) {
-            // Whoever has removed it before may have done so.
-            let _ = std::fs::remove_file(path);
-        }
+        // Whoever has removed it before may have done so.
+        let _ = self.set(None).map(std::fs::remove_file);
     }
 }
 
