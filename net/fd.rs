@@ -40,6 +40,10 @@ impl<T> Drop for Outlived<T> {
     fn drop(&mut self) {}
 }
 
+/// A system call on a descriptor, to be made as often as it takes.
+pub(crate) trait Op<R>: FnMut(BorrowedFd<'_>) -> io::Result<R> {}
+impl<R, F: FnMut(BorrowedFd<'_>) -> io::Result<R>> Op<R> for F {}
+
 /// What a system call's result says of the kernel's buffer.
 pub(crate) trait Transfer: Sized {
     /// What a read gives that asks for nothing. It makes no call: that would say the same at the end of the stream.
@@ -120,12 +124,7 @@ impl Gate {
     }
 
     /// One attempt, if it is worth one: EAGAIN is an error. `asked` is how much the call could move at most.
-    pub(crate) fn try_io<R: Transfer>(
-        &self,
-        side: Side,
-        asked: usize,
-        mut op: impl FnMut(BorrowedFd<'_>) -> io::Result<R>,
-    ) -> io::Result<R> {
+    pub(crate) fn try_io<R: Transfer>(&self, side: Side, asked: usize, mut op: impl Op<R>) -> io::Result<R> {
         self.attempt(side, asked, &mut op)?.ok_or_else(|| io::ErrorKind::WouldBlock.into())
     }
 
@@ -137,7 +136,7 @@ impl Gate {
         cx: &mut Context<'_>,
         ticket: Option<&mut Ticket>,
         asked: usize,
-        mut op: impl FnMut(BorrowedFd<'_>) -> io::Result<R>,
+        mut op: impl Op<R>,
     ) -> Poll<io::Result<R>> {
         ready!(budget::poll_take(cx));
         self.poll_at(
@@ -174,12 +173,7 @@ impl Gate {
 
     /// `None`: the kernel had nothing.
     #[inline(always)]
-    fn attempt<R: Transfer>(
-        &self,
-        side: Side,
-        asked: usize,
-        op: &mut impl FnMut(BorrowedFd<'_>) -> io::Result<R>,
-    ) -> io::Result<Option<R>> {
+    fn attempt<R: Transfer>(&self, side: Side, asked: usize, op: &mut impl Op<R>) -> io::Result<Option<R>> {
         if let (0, Side::Read, nothing @ Some(_)) = (asked, side, R::NOTHING) {
             rare();
             self.is_ready(side)?;
@@ -219,7 +213,7 @@ impl Gate {
         &self,
         side: Side,
         asked: usize,
-        mut op: impl FnMut(BorrowedFd<'_>) -> io::Result<R>,
+        mut op: impl Op<R>,
     ) -> impl Future<Output = io::Result<R>> {
         self.waiting(
             side,
