@@ -146,7 +146,10 @@ impl Dialer {
         loop {
             let result = self.attempt(addr, deadline).await;
             let again = match &result {
-                Ok(fd) => is_self_connected(fd.io(), addr),
+                // The port first: it costs one system call, not two, to see that all is well.
+                Ok(fd) => fd.io().local_addr().is_ok_and(|local| {
+                    local.port() == addr.port() && fd.io().peer_addr().is_ok_and(|peer| peer == local)
+                }),
                 Err(error) => error.raw_os_error() == Some(libc::EADDRNOTAVAIL),
             };
             if !again || more == 0 {
@@ -176,7 +179,14 @@ impl Dialer {
         let fd = Fd::new(TcpStream::from(socket), start, None)?;
         if connecting {
             fd.set_deadline(Side::Write, deadline)?;
-            connected(&fd).await?;
+            // Readiness alone proves nothing (trap P17): without an error there must be a peer.
+            let look = |_: BorrowedFd<'_>| match (fd.io().take_error()?, fd.io().peer_addr()) {
+                (Some(error), _) => Err(error),
+                (None, Err(e)) if e.kind() == io::ErrorKind::NotConnected => Err(io::ErrorKind::WouldBlock.into()),
+                (None, peer) => peer.map(drop),
+            };
+            // An edge that comes during the look counts, as in any operation.
+            fd.io_op(Side::Write, 0, look).await?;
             fd.set_deadline(Side::Write, None)?;
         }
         Ok(fd)
@@ -188,24 +198,6 @@ impl Dialer {
 fn share(now: Instant, deadline: Instant, n: u32) -> Instant {
     let left = deadline.saturating_duration_since(now);
     now + (left / n).max(Duration::from_secs(2)).min(left)
-}
-
-fn is_self_connected(stream: &TcpStream, addr: SocketAddr) -> bool {
-    // The port first: it costs one system call, not two, to see that all is well.
-    let local = stream.local_addr().ok().filter(|local| local.port() == addr.port());
-    local.is_some_and(|local| stream.peer_addr().is_ok_and(|peer| peer == local))
-}
-
-/// Waits until a connect that is in progress is done. Readiness alone proves nothing (trap P17): without an error there
-/// must be a peer.
-async fn connected(fd: &Fd<TcpStream>) -> io::Result<()> {
-    let look = |_: BorrowedFd<'_>| match (fd.io().take_error()?, fd.io().peer_addr()) {
-        (Some(error), _) => Err(error),
-        (None, Err(e)) if e.kind() == io::ErrorKind::NotConnected => Err(io::ErrorKind::WouldBlock.into()),
-        (None, peer) => peer.map(drop),
-    };
-    // An edge that comes during the look counts, as in any operation.
-    fd.io_op(Side::Write, 0, look).await
 }
 
 #[cfg(test)]
