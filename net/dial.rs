@@ -168,16 +168,15 @@ impl Dialer {
         if let Some(local) = self.local_addr {
             socket.bind(&local.into())?;
         }
-        // An interrupted connect goes on by itself, as one in progress does.
-        let connecting = match socket.connect(&addr.into()) {
-            Ok(()) => false,
-            Err(e) if matches!(e.raw_os_error(), Some(libc::EINPROGRESS | libc::EINTR)) => true,
+        // An interrupted connect goes on by itself, as one in progress does: its end makes an edge.
+        let start = match socket.connect(&addr.into()) {
+            Ok(()) => Start::Try,
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EINPROGRESS | libc::EINTR)) => Start::Nil,
             Err(e) => return Err(e),
         };
-        // Registered only now: a socket that is not connecting yet counts as hung up. What is to come makes an edge.
-        let start = if connecting { Start::Nil } else { Start::Try };
+        // Registered only now: a socket that is not connecting yet counts as hung up.
         let fd = Fd::new(TcpStream::from(socket), start, None)?;
-        if connecting {
+        if start == Start::Nil {
             fd.set_deadline(Side::Write, deadline)?;
             // Readiness alone proves nothing (trap P17): without an error there must be a peer.
             let look = |_: BorrowedFd<'_>| match (fd.io().take_error()?, fd.io().peer_addr()) {
