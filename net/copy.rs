@@ -13,23 +13,18 @@
 //! ```
 
 use super::poll_fd::PollFd;
-use super::socket::{self, HasFd};
+use super::prelude::*;
 use super::splice::{self, Pipe, Pool};
 use super::split::{OwnedReadHalf, OwnedWriteHalf, ReadHalf, WriteHalf};
-use super::sys;
 use super::tcp::TcpStream;
 use super::unix::UnixStream;
 use crate::runtime::budget;
-use crate::runtime::poll_gate::{Gate, Side, Ticket};
+use crate::runtime::poll_gate::Ticket;
 use std::cell::Cell;
-use std::fmt;
 use std::fs::File;
-use std::io::{self, ErrorKind};
-use std::net::Shutdown;
-use std::os::fd::AsFd;
-use std::pin::Pin;
+use std::io::ErrorKind;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, ready};
+use std::task::ready;
 
 /// What a buffer holds.
 const BUFFER: usize = 64 << 10;

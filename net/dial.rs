@@ -2,17 +2,13 @@
 
 use super::fd::Fd;
 use super::listen::{Control, KEEPALIVE, socket};
+use super::prelude::*;
 use super::resolve::{ToSocketAddrs, named, no_address, resolve};
-use crate::runtime::poll_gate::{Side, Start};
 use crate::runtime::time::{timeout, timeout_at};
 use std::future::poll_fn;
-use std::io;
 use std::net::{SocketAddr, TcpStream};
-use std::os::fd::BorrowedFd;
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
-use std::time::{Duration, Instant};
 
 /// Settings of a connection that is to be made: Go's `net.Dialer`.
 ///

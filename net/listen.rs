@@ -1,16 +1,12 @@
 //! Making listeners, and what accept(2) says when it has none to give: Go's net/sock_posix.go, and the back-off of
 //! net/http's `Server.Serve`.
 
-use super::sys;
-use crate::runtime::poll_gate::{Gate, Side, complain};
+use super::prelude::*;
+use crate::runtime::poll_gate::complain;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
-use std::fmt;
-use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
 
 /// Go's default for the silence after which a peer is probed.
 pub(crate) const KEEPALIVE: Duration = Duration::from_secs(15);

@@ -1,4 +1,4 @@
-//! What the macros of socket.rs, stream.rs and datagram.rs name: whoever calls them takes all of it.
+//! What most of net/ names. The macros of socket.rs, stream.rs and datagram.rs need all of it where they are called.
 
 pub(super) use super::datagram::datagram;
 pub(super) use super::socket::{self, HasFd, both_sides, forward, has_fd, owner, read_side, write_side};
