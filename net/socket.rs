@@ -51,7 +51,7 @@ macro_rules! has_fd {
 
 /// What a socket has because it owns an `Fd` of std's type: its other fields begin as their defaults.
 macro_rules! owner {
-    ($t:ident $({ $($field:ident),* })?: $std:ty, $start:expr $(, before into_std: $release:path)?) => {
+    ($t:ident $({ $($field:ident),* })?: $std:ty, $start:expr $(, before into_std: $($release:tt)+)?) => {
         has_fd!(impl[] $t);
 
         /// As std's type: the addresses and the descriptor.
@@ -86,7 +86,7 @@ macro_rules! owner {
             /// # Errors
             /// None today.
             pub fn into_std(self) -> io::Result<$std> {
-                $($release(&self);)?
+                $(self.$($release)+;)?
                 Ok(self.fd.into_inner())
             }
         }

@@ -47,7 +47,8 @@ pub struct UnixListener {
     backoff: Backoff,
 }
 
-owner!(UnixListener { unlink, backoff }: net::UnixListener, Start::Try, before into_std: Self::keep_path);
+// Whoever has it as std's has the path too.
+owner!(UnixListener { unlink, backoff }: net::UnixListener, Start::Try, before into_std: unlink.set(None));
 listener!(UnixListener, UnixStream, SocketAddr, UnixIncoming);
 
 impl UnixListener {
@@ -97,11 +98,6 @@ impl UnixListener {
         // New ones are refused by now. Those in the queue feel neither shutdown(2) nor listen(2): only the last close(2) of
         // the listener ends them, or an accept, which needs a descriptor.
         while sys::accept::<OwnedFd, SocketAddr>(self.as_fd()).is_ok() {}
-    }
-
-    /// Whoever has it as std's has the path too.
-    fn keep_path(&self) {
-        self.unlink.set(None);
     }
 }
 
