@@ -182,17 +182,15 @@ impl Future for CopyBidirectional<'_> {
     type Output = io::Result<(u64, u64)>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<(u64, u64)>> {
-        let mut ended = true;
         self.first ^= 1;
         for which in [self.first, self.first ^ 1] {
             let flow = &mut self.flows[which];
-            if flow.poll(cx)?.is_pending() {
-                ended = false;
-            } else if !std::mem::replace(&mut flow.is_shut, true) {
+            if flow.poll(cx)?.is_ready() && !std::mem::replace(&mut flow.is_shut, true) {
                 // It fails where the other end is gone already, and for what knows no half-close.
                 let _ = socket::shutdown(flow.to, Shutdown::Write);
             }
         }
+        let ended = self.flows.iter().all(|flow| flow.is_shut);
         if ended { Poll::Ready(Ok(self.copied())) } else { Poll::Pending }
     }
 }
@@ -382,10 +380,8 @@ impl<'a> Flow<'a> {
 
     fn send_file(&mut self, cx: &mut Context<'_>, max: usize) -> Poll<io::Result<usize>> {
         let Reader::File(file, at) = &mut self.from else { unreachable!("only files are sent") };
-        let polled = self
-            .to
-            .poll_io(Side::Write, cx, Some(&mut self.ticket), 0, |fd| splice::send_file(fd, file, at.as_mut(), max));
-        let n = ready!(polled)?;
+        let send = |fd: BorrowedFd<'_>| splice::send_file(fd, file, at.as_mut(), max);
+        let n = ready!(self.to.poll_io(Side::Write, cx, Some(&mut self.ticket), 0, send))?;
         self.delivered(n, cx);
         Poll::Ready(Ok(n))
     }
