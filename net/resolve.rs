@@ -85,13 +85,10 @@ pub(crate) fn named(what: fmt::Arguments<'_>, error: io::Error) -> io::Error {
     if error.get_ref().is_some_and(|e| e.is::<RuntimeGone>()) {
         return error;
     }
-    io::Error::new(error.kind(), Named { what: what.to_string(), error })
+    io::Error::new(error.kind(), Named(what.to_string(), error))
 }
 
-struct Named {
-    what: String,
-    error: io::Error,
-}
+struct Named(String, io::Error);
 
 /// As it is displayed: this is what a `main` that returns the error shows.
 impl fmt::Debug for Named {
@@ -102,13 +99,13 @@ impl fmt::Debug for Named {
 
 impl fmt::Display for Named {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.what, self.error)
+        write!(f, "{}: {}", self.0, self.1)
     }
 }
 
 impl std::error::Error for Named {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&self.error)
+        Some(&self.1)
     }
 }
 
