@@ -117,10 +117,8 @@ impl Gate {
     pub(crate) async fn pause_writing(&self, time: Duration) -> io::Result<()> {
         let until = self.now() + time.as_nanos() as u64;
         self.retry_at(Side::WriteLock, until);
-        let is_over = |_: BorrowedFd<'_>| {
-            if self.now() < until { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
-        };
-        self.io_op(Side::WriteLock, 0, is_over).await
+        let is_over = || (self.now() >= until).then_some(()).ok_or(io::ErrorKind::WouldBlock.into());
+        self.io_op(Side::WriteLock, 0, |_| is_over()).await
     }
 
     /// One attempt, if it is worth one: EAGAIN is an error. `asked` is how much the call could move at most.
