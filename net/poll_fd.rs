@@ -59,6 +59,9 @@ pub struct PollFd<T: AsFd> {
 
 has_fd!(impl[T: AsFd] PollFd<T>);
 
+const UNSUPPORTED: &str = "epoll cannot wait for a descriptor of this kind, such as a regular file; use spawn_blocking";
+const IN_USE: &str = "this descriptor is in use in this runtime already; duplicate it first (dup(2))";
+
 impl<T: AsFd> PollFd<T> {
     /// Takes over a descriptor, and sets it to not block. That is a property of the open file: whoever else has it open,
     /// such as the parent process from which a terminal was inherited, finds it changed.
@@ -72,14 +75,8 @@ impl<T: AsFd> PollFd<T> {
     #[track_caller]
     pub fn new(io: T) -> io::Result<Self> {
         let fd = Fd::new(io, Start::TryCut, None).map_err(|error| match error.raw_os_error() {
-            Some(libc::EPERM) => io::Error::new(
-                io::ErrorKind::Unsupported,
-                "epoll cannot wait for a descriptor of this kind, such as a regular file; use spawn_blocking",
-            ),
-            Some(libc::EEXIST) => io::Error::new(
-                io::ErrorKind::AlreadyExists,
-                "this descriptor is in use in this runtime already; duplicate it first (dup(2))",
-            ),
+            Some(libc::EPERM) => io::Error::new(io::ErrorKind::Unsupported, UNSUPPORTED),
+            Some(libc::EEXIST) => io::Error::new(io::ErrorKind::AlreadyExists, IN_USE),
             _ => error,
         })?;
         SockRef::from(fd.io()).set_nonblocking(true)?;
