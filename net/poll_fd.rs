@@ -135,7 +135,8 @@ impl<T: AsFd> PollFd<T> {
         self.fd.unblock();
     }
 
-    /// The descriptor.
+    /// The descriptor. Reads and writes belong into [`read_with`](Self::read_with) and its like: only they tell `readable` and
+    /// `writable` that there is nothing left.
     pub fn get_ref(&self) -> &T {
         self.fd.io()
     }

@@ -110,7 +110,8 @@ macro_rules! forward {
 macro_rules! read_side {
     () => {
         /// Waits until a read is worth trying: data, the end, or an error. Only observes, so that waiting needs no
-        /// buffer. Rarely it is wrong, and trying ends in `WouldBlock`.
+        /// buffer. Rarely it is wrong, and trying ends in `WouldBlock`. Only the methods here try: whoever reads the descriptor
+        /// itself finds this ready at once from then on.
         ///
         /// # Errors
         /// After `close`, after the deadline, and when the runtime is gone.
@@ -138,7 +139,7 @@ macro_rules! read_side {
 macro_rules! write_side {
     () => {
         /// Waits until a write is worth trying: there is room, or an error. Only observes. Rarely it is wrong, and
-        /// trying ends in `WouldBlock`.
+        /// trying, by the methods here, ends in `WouldBlock`.
         ///
         /// # Errors
         /// After `close`, after the deadline, and when the runtime is gone.

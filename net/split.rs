@@ -60,7 +60,8 @@ macro_rules! split {
         impl $t {
             /// Two halves for two branches of one task. Dropping them does nothing. What is not of one direction, such as a
             /// deadline or a close, is the whole connection's, `half.stream().close()`: to close by `futures::AsyncWriteExt` is to
-            /// shut the write side.
+            /// shut the write side. (Where `futures::AsyncReadExt` is in scope, `stream.split()` is that one's: `TcpStream::split(&stream)`,
+            /// or likewise.)
             pub fn split(&self) -> (ReadHalf<'_, Self>, WriteHalf<'_, Self>) {
                 (ReadHalf { stream: self }, WriteHalf { stream: self })
             }

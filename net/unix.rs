@@ -11,12 +11,13 @@ use crate::runtime::time::sleep;
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::ffi::OsStr;
 use std::future::poll_fn;
+use std::mem;
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{self, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A Unix socket that listens.
 ///
@@ -60,6 +61,7 @@ impl UnixListener {
     ///
     /// # Panics
     /// Outside a runtime.
+    #[track_caller]
     pub fn bind(path: impl AsRef<Path>) -> io::Result<Self> {
         Self::bind_addr(&addr_of(path.as_ref())?)
     }
@@ -71,15 +73,16 @@ impl UnixListener {
     ///
     /// # Panics
     /// Outside a runtime.
+    #[track_caller]
     pub fn bind_addr(addr: &SocketAddr) -> io::Result<Self> {
         let listener = net::UnixListener::bind_addr(addr)?;
         // Made now: the file goes even if the rest fails.
-        let unlink = Unlink(Mutex::new(addr.as_pathname().map(Path::to_owned)));
+        let unlink = Unlink(Mutex::new((addr.as_pathname().map(Path::to_owned), false)));
         Ok(UnixListener { unlink, ..Self::from_std(listener)? })
     }
 
     /// Whether the path is unlinked when the listener is closed or dropped: yes if [`bind`](Self::bind) made it, no if it
-    /// came by [`from_std`](Self::from_std), unless set.
+    /// came by [`from_std`](Self::from_std), unless set. Once it is closed, the path is no longer its own.
     ///
     /// # Errors
     /// What getsockname(2) says.
@@ -101,18 +104,24 @@ impl UnixListener {
     }
 }
 
-/// A path that is to be unlinked, once.
+/// A path that is to be unlinked; and whether that is over, for it happens once. Go's `unlinkOnce`.
 #[derive(Default)]
-struct Unlink(Mutex<Option<PathBuf>>);
+struct Unlink(Mutex<(Option<PathBuf>, bool)>);
 
 impl Unlink {
-    fn set(&self, path: Option<PathBuf>) -> Option<PathBuf> {
-        std::mem::replace(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner), path)
+    fn lock(&self) -> MutexGuard<'_, (Option<PathBuf>, bool)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, new: Option<PathBuf>) {
+        let (path, is_over) = &mut *self.lock();
+        *path = new.filter(|_| !*is_over);
     }
 
     fn now(&self) {
+        let (path, _) = mem::replace(&mut *self.lock(), (None, true));
         // Whoever has removed it before may have done so.
-        let _ = self.set(None).map(std::fs::remove_file);
+        let _ = path.map(std::fs::remove_file);
     }
 }
 
@@ -200,6 +209,7 @@ impl UnixStream {
     ///
     /// # Panics
     /// Outside a runtime.
+    #[track_caller]
     pub fn pair() -> io::Result<(Self, Self)> {
         let (a, b) = net::UnixStream::pair()?;
         Ok((Self::from_std(a)?, Self::from_std(b)?))
@@ -275,6 +285,7 @@ impl UnixDatagram {
     ///
     /// # Panics
     /// Outside a runtime.
+    #[track_caller]
     pub fn bind(path: impl AsRef<Path>) -> io::Result<Self> {
         Self::bind_addr(&addr_of(path.as_ref())?)
     }
@@ -286,6 +297,7 @@ impl UnixDatagram {
     ///
     /// # Panics
     /// Outside a runtime.
+    #[track_caller]
     pub fn bind_addr(addr: &SocketAddr) -> io::Result<Self> {
         Self::from_std(net::UnixDatagram::bind_addr(addr)?)
     }
@@ -297,6 +309,7 @@ impl UnixDatagram {
     ///
     /// # Panics
     /// Outside a runtime.
+    #[track_caller]
     pub fn unbound() -> io::Result<Self> {
         Self::from_std(net::UnixDatagram::unbound()?)
     }
@@ -308,6 +321,7 @@ impl UnixDatagram {
     ///
     /// # Panics
     /// Outside a runtime.
+    #[track_caller]
     pub fn pair() -> io::Result<(Self, Self)> {
         let (a, b) = net::UnixDatagram::pair()?;
         Ok((Self::from_std(a)?, Self::from_std(b)?))

@@ -184,6 +184,7 @@ fn close_or_drop_and_the_path_is_unlinked_once() {
         // Not a second time: the file may be another's by now.
         std::fs::write(&name, b"another's").unwrap();
         listener.close();
+        listener.set_unlink_on_close(true).unwrap();
         drop(listener);
         assert!(name.is_taken());
         std::fs::remove_file(&name).unwrap();
