@@ -231,18 +231,15 @@ impl Sysmon<'_> {
             let there = sched.clone();
             let call = move || there.netpoll.foreign.call(&mut list, || there.wakep());
             // Or nobody would.
-            let refused = sched.send(Box::new(call), true).err();
-            self.run_beside(refused);
+            self.run_beside(Some(Box::new(call)));
         }
     }
 
-    /// For what may block: an errand for which no M is to be had, and those before it that have found no thread; for them there
-    /// may be an M by now.
+    /// For what may block: finds a thread for an errand, and for those before it that have found none.
     fn run_beside(&mut self, errand: Option<Errand>) {
         self.refused.extend(errand.map(|errand| (self.last, errand)));
         while let Some((since, errand)) = self.refused.pop_front() {
-            let refused = if since < self.last { self.sched.send(errand, true) } else { Err(errand) };
-            match refused.or_else(|errand| self.sched.send_beside(errand)) {
+            match self.sched.send(errand, true) {
                 Err(errand) if self.last.saturating_sub(since) >= REFUSED_NS => quietly(errand),
                 Err(errand) => return self.refused.push_front((since, errand)),
                 Ok(()) => {}
@@ -374,8 +371,7 @@ impl Sysmon<'_> {
                 }
                 there.netpoll.foreign.call_left_behind();
             };
-            let refused = sched.send(Box::new(shut), false).err();
-            self.run_beside(refused);
+            self.run_beside(Some(Box::new(shut)));
         }
     }
 }

@@ -128,7 +128,7 @@ impl Sched {
     }
 
     /// Starts a thread that is no M: sysmon, or one that does an errand in its place.
-    fn start_beside(self: &Arc<Self>, life: impl FnOnce(&Arc<Sched>) + Send + 'static) -> io::Result<()> {
+    fn start_beside<R>(self: &Arc<Self>, life: impl FnOnce(&Arc<Sched>) -> R + Send + 'static) -> io::Result<()> {
         let sched = self.clone();
         let main = move || {
             sched.at_home(|| life(&sched));
@@ -195,29 +195,25 @@ impl Sched {
         self.idle.take_poller().then(|| self.netpoll.netpoll_break()).is_some()
     }
 
-    /// Finds a thread for an errand; that of the poller only where it must be. Gives it back if none can be had.
-    pub(crate) fn send(&self, errand: Errand, must: bool) -> Result<(), Errand> {
+    /// For sysmon, which must not block: finds a thread for an errand; where it must be, that of the poller, or one that is no M
+    /// and ends with it, of which there are not many. Gives it back if none can be had.
+    pub(crate) fn send(self: &Arc<Self>, errand: Errand, must: bool) -> Result<(), Errand> {
         self.errands.lock().push_back(errand);
-        if self.find_thread() || must && self.send_poller() {
+        if self.find_thread() || must && (self.send_poller() || self.send_beside()) {
             return Ok(());
         }
         // Before it are only those that have found a thread, which takes the oldest.
         self.errands.lock().pop_back().map_or(Ok(()), Err)
     }
 
-    /// For sysmon, which must not block: a thread that is no M runs an errand, and ends with it. Gives it back, if the system
-    /// refuses that, or there are `BESIDE` already.
-    pub(crate) fn send_beside(self: &Arc<Self>, errand: Errand) -> Result<(), Errand> {
-        if self.threads.lock().beside >= BESIDE {
-            return Err(errand);
-        }
-        let errand = Arc::new(Mutex::new(Some(errand)));
-        let there = errand.clone();
-        let run = move |_: &_| {
-            let errand = there.lock().take();
-            errand.into_iter().for_each(quietly);
-        };
-        self.start_beside(run).or_else(|_| errand.lock().take().map_or(Ok(()), Err))
+    fn send_beside(self: &Arc<Self>) -> bool {
+        self.threads.lock().beside < BESIDE && self.start_beside(|sched| sched.run_errand()).is_ok()
+    }
+
+    /// Runs the errand that has waited longest. False: there is none.
+    fn run_errand(&self) -> bool {
+        let errand = self.errands.lock().pop_front();
+        errand.map(quietly).is_some()
     }
 
     fn thread_name(&self) -> &str {
@@ -397,11 +393,7 @@ impl M {
     pub(super) fn run_blocking(&self) {
         let sched = &*self.sched;
         self.step_aside();
-        loop {
-            let errand = sched.errands.lock().pop_front();
-            let Some(errand) = errand else { break };
-            quietly(errand);
-        }
+        while sched.run_errand() {}
         let mut wanted = false;
         while !wanted && sched.closures_wait() && !sched.stopping() && sched.take_place() {
             while !wanted && !sched.stopping() {
