@@ -41,8 +41,8 @@ const REFUSED_NS: u64 = 1_000_000_000;
 const LATE_NS: u64 = 10_000_000;
 
 /// What it remembers from one look to the next.
-struct Sysmon<'a> {
-    sched: &'a Arc<Sched>,
+#[derive(Default)]
+struct Sysmon {
     seen: Vec<Seen>,
     /// When it looked last.
     last: u64,
@@ -117,28 +117,16 @@ impl Sched {
     pub(crate) fn sysmon(self: &Arc<Self>) {
         sys::prepare_fences();
         let (seen, now) = (vec![Seen::default(); self.ps().len()], self.now());
-        let reports = Arc::default();
-        let mut sysmon = Sysmon {
-            sched: self,
-            seen,
-            last: now,
-            polled: now,
-            clocks: Vec::new(),
-            follows: false,
-            wants_thread: false,
-            end: End::default(),
-            reports,
-            refused: VecDeque::new(),
-        };
-        while !self.have_ended_within(sysmon.nap()) {
-            sysmon.look();
-            sysmon.run_beside(None);
-            sysmon.try_again();
-            sysmon.poll_network();
+        let mut sysmon = Sysmon { seen, last: now, polled: now, ..Sysmon::default() };
+        while !self.have_ended_within(sysmon.nap(self)) {
+            sysmon.look(self);
+            sysmon.run_beside(self, None);
+            sysmon.try_again(self);
+            sysmon.poll_network(self);
             if self.stopping() {
-                sysmon.help_to_end();
+                sysmon.help_to_end(self);
             } else {
-                sysmon.retake();
+                sysmon.retake(self);
             }
         }
         // Somebody else's wakers, perhaps.
@@ -146,13 +134,13 @@ impl Sched {
     }
 }
 
-impl Sysmon<'_> {
-    fn nap(&self) -> u64 {
+impl Sysmon {
+    fn nap(&self, sched: &Arc<Sched>) -> u64 {
         if !self.refused.is_empty() {
             return CLOSE_TICK_NS;
         }
         let long = |seen: &Seen| seen.stuck && self.last.saturating_sub(seen.since) >= LONG_NS;
-        if self.sched.idle.idle_ps() > 0 {
+        if sched.idle.idle_ps() > 0 {
             if self.follows { CLOSE_TICK_NS } else { TICK_NS }
         } else if self.seen.iter().all(long) {
             STUCK_TICK_NS
@@ -166,10 +154,10 @@ impl Sysmon<'_> {
         }
     }
 
-    fn look(&mut self) {
-        let put_off = self.sched.watchdog.last_put_off();
-        let (now, keep_ps) = (self.sched.now(), self.sched.config.keep_ps);
-        for (p, seen) in self.sched.ps().iter().zip(&mut self.seen) {
+    fn look(&mut self, sched: &Arc<Sched>) {
+        let put_off = sched.watchdog.last_put_off();
+        let (now, keep_ps) = (sched.now(), sched.config.keep_ps);
+        for (p, seen) in sched.ps().iter().zip(&mut self.seen) {
             if put_off > self.last {
                 seen.believe(&p.mark, &mut self.clocks, put_off);
             }
@@ -181,11 +169,11 @@ impl Sysmon<'_> {
         for seen in self.seen.iter_mut().filter(|seen| seen.holder.is_none()) {
             let Some(id) = seen.last else { continue };
             let clock = &mut self.clocks[id as usize];
-            let before = clock.go_on(sys::thread_cpu_ns(self.sched.m(id).thread()), now);
+            let before = clock.go_on(sys::thread_cpu_ns(sched.m(id).thread()), now);
             seen.last = seen.last.filter(|_| before.cpu != clock.cpu);
         }
         self.last = now;
-        if self.sched.netpoll.take_polled() {
+        if sched.netpoll.take_polled() {
             self.polled = now;
         }
     }
@@ -196,8 +184,7 @@ impl Sysmon<'_> {
     }
 
     /// Where a thread could not be had, one can now perhaps (trap S5).
-    fn try_again(&mut self) {
-        let sched = self.sched;
+    fn try_again(&mut self, sched: &Arc<Sched>) {
         sched.no_thread_for_p.store(false, Ordering::Relaxed);
         let wants =
             self.nobody_runs() && sched.idle.idle_ps() > 0 && (sched.work_waiting() || !sched.idle.has_poller());
@@ -215,8 +202,8 @@ impl Sysmon<'_> {
     /// If nobody has polled for long, or every M may be stuck, nobody sees sockets and timers, on which a thread outside
     /// may wait. Go's first duty of sysmon. Nor does anybody, perhaps, while a P is overdue that something in the network may
     /// want. And no M goes idle, so it is sysmon that passes the batons on (trap P23).
-    fn poll_network(&mut self) {
-        let (sched, mut list) = (self.sched, WakeList::default());
+    fn poll_network(&mut self, sched: &Arc<Sched>) {
+        let mut list = WakeList::default();
         let at_work = |seen: &Seen| seen.holder.is_some() && !seen.asleep;
         let overdue = |seen: &Seen| seen.stuck && seen.until_due(self.last) == 0;
         let overdue = self.polled != self.last && sched.idle.idle_ps() == 0 && self.seen.iter().any(overdue);
@@ -231,15 +218,15 @@ impl Sysmon<'_> {
             let there = sched.clone();
             let call = move || there.netpoll.foreign.call(&mut list, || there.wakep());
             // Or nobody would.
-            self.run_beside(Some(Box::new(call)));
+            self.run_beside(sched, Some(Box::new(call)));
         }
     }
 
     /// For what may block: finds a thread for an errand, and for those before it that have found none.
-    fn run_beside(&mut self, errand: Option<Errand>) {
+    fn run_beside(&mut self, sched: &Arc<Sched>, errand: Option<Errand>) {
         self.refused.extend(errand.map(|errand| (self.last, errand)));
         while let Some((since, errand)) = self.refused.pop_front() {
-            match self.sched.send(errand, true) {
+            match sched.send(errand, true) {
                 Err(errand) if self.last.saturating_sub(since) >= REFUSED_NS => quietly(errand),
                 Err(errand) => return self.refused.push_front((since, errand)),
                 Ok(()) => {}
@@ -251,8 +238,7 @@ impl Sysmon<'_> {
     /// wakes an idle M. Where there is no idle P, takes one from an M that is stuck: one that computes, after `CPU_NS`; one
     /// that waits in the kernel, after `WAIT_NS`. What wants to run and gets no CPU is left alone: another thread would get
     /// none either. Go's `retake`.
-    fn retake(&mut self) {
-        let sched = self.sched;
+    fn retake(&mut self, sched: &Arc<Sched>) {
         let followed = mem::take(&mut self.follows);
         for (n, (p, seen)) in sched.ps().iter().zip(&self.seen).enumerate() {
             let Some(m) = p.holder().filter(|m| Some(m.id) == seen.holder) else { continue };
@@ -279,7 +265,7 @@ impl Sysmon<'_> {
             if let Some(task) = m.to_be_told(same_poll).filter(|_| tells) {
                 let duration = Duration::from_nanos(self.last.saturating_sub(seen.since));
                 let cpu_time = Duration::from_nanos(seen.cpu.saturating_sub(seen.since_cpu)).min(duration);
-                self.tell(StuckTask { task, duration, cpu_time, backtrace: None }, m.clone());
+                self.tell(sched, StuckTask { task, duration, cpu_time, backtrace: None }, m.clone());
             }
             if takes && same_poll() {
                 sched.retake(n as PId, &m);
@@ -288,7 +274,7 @@ impl Sysmon<'_> {
     }
 
     /// Tells `on_stuck_task`, if there is a thread for it.
-    fn tell(&self, stuck: StuckTask, m: Arc<MShared>) {
+    fn tell(&self, sched: &Arc<Sched>, stuck: StuckTask, m: Arc<MShared>) {
         let mut reports = self.reports.lock();
         let at_work = !reports.is_empty();
         if reports.len() < REPORTS {
@@ -298,7 +284,7 @@ impl Sysmon<'_> {
         if at_work {
             return;
         }
-        let (sched, reports) = (self.sched.clone(), self.reports.clone());
+        let (there, reports) = (sched.clone(), self.reports.clone());
         let work = move || {
             let mut asked = VecDeque::new();
             let mut queue = reports.lock();
@@ -315,13 +301,13 @@ impl Sysmon<'_> {
                 drop(queue);
                 quietly(|| {
                     stuck.backtrace = frames.map(|frames| frames.to_string());
-                    sched.config.on_stuck_task.iter().for_each(|hook| hook(&stuck));
+                    there.config.on_stuck_task.iter().for_each(|hook| hook(&stuck));
                 });
                 queue = reports.lock();
                 queue.pop_front();
             }
         };
-        if self.sched.send(Box::new(work), false).is_err() {
+        if sched.send(Box::new(work), false).is_err() {
             self.reports.lock().clear();
         }
     }
@@ -329,9 +315,9 @@ impl Sysmon<'_> {
     /// At the end: threads that are stuck or aside may wait for what the drop of a task would do that lies in the queue of
     /// such a thread, or that no M comes to drop; or for the network and the timers. Once nothing has moved for `LONG_NS`,
     /// that is tried again.
-    fn help_to_end(&mut self) {
+    fn help_to_end(&mut self, sched: &Arc<Sched>) {
         self.follows = false;
-        let (sched, now) = (self.sched, self.last);
+        let now = self.last;
         let mut drained = false;
         for (p, seen) in sched.ps().iter().zip(&self.seen).filter(|(_, seen)| seen.stuck) {
             if let Some(m) = p.holder().filter(|m| Some(m.id) == seen.holder) {
@@ -357,8 +343,8 @@ impl Sysmon<'_> {
             if sched.start_m(Orders::Exit).is_err() {
                 // What is dropped may wait for the network, and nobody else could end that; nor what waits there for the drops.
                 let (there, here) = (sched.clone(), sched.clone());
-                self.run_beside(Some(Box::new(move || there.shut())));
-                self.run_beside(Some(Box::new(move || here.cancel_all())));
+                self.run_beside(sched, Some(Box::new(move || there.shut())));
+                self.run_beside(sched, Some(Box::new(move || here.cancel_all())));
             }
         } else if all_wait && to_shut {
             end.shut = Some(now);
@@ -371,7 +357,7 @@ impl Sysmon<'_> {
                 }
                 there.netpoll.foreign.call_left_behind();
             };
-            self.run_beside(Some(Box::new(shut)));
+            self.run_beside(sched, Some(Box::new(shut)));
         }
     }
 }
