@@ -131,10 +131,6 @@ impl Sched {
         threads.retiring += usize::from(retires);
         retires
     }
-
-    pub(super) fn has_more_threads_than_ps(&self) -> bool {
-        self.alive.load(Ordering::Relaxed) > self.procs as usize
-    }
 }
 
 impl M {

@@ -1,6 +1,6 @@
 //! How an M finds its next task: Go's `findRunnable`, cut into the steps it is made of.
 
-use super::{M, P, Sched};
+use super::{M, Orders, P, Sched};
 use crate::runtime::idle::{Back, PId, Role};
 use crate::runtime::netpoll::BATCH;
 use crate::runtime::queue::{Local, Remote};
@@ -237,17 +237,14 @@ impl M {
             }
         }
         let next = self.sched.next_timer();
-        if next != NEVER {
-            let now = self.sched.now();
-            if next <= now {
-                rare();
-                let list = &mut *self.list.borrow_mut();
-                self.sched.expire_timers(now, list);
-                if let Some(g) = self.take_first(list, Local::push_due) {
-                    return Some(g);
-                }
-                self.p.get()?;
+        if next != NEVER && next <= self.sched.now() {
+            rare();
+            let list = &mut *self.list.borrow_mut();
+            self.sched.expire_timers(self.sched.now(), list);
+            if let Some(g) = self.take_first(list, Local::push_due) {
+                return Some(g);
             }
+            self.p.get()?;
         }
         if let Some(g) = self.steal_work() {
             return Some(g);
@@ -349,24 +346,32 @@ impl M {
                 when = sched.asleep();
             }
         }
-        match role {
-            Role::Poll => self.wait_in_network(when),
-            _ => self.wait_parked(),
-        }
+        if role == Role::Poll { self.wait_in_network(when) } else { self.wait_parked() }
     }
 
     /// Waits for orders. If there are more threads than Ps, one that gets none for long ends.
     #[inline(never)]
     fn wait_parked(&self) -> Idled {
         let (sched, parker) = (&*self.sched, &self.shared.parker);
-        while !parker.park_for(sched.has_more_threads_than_ps().then_some(KEEP)) {
+        while !parker.park_for((sched.alive.load(Ordering::Relaxed) > sched.procs as usize).then_some(KEEP)) {
             if sched.retire(self.shared.id) {
                 self.retires.set(true);
                 return Idled::Exit;
             }
         }
         let orders = *self.shared.orders.lock();
-        if self.follow(orders) { Idled::Again } else { Idled::Exit }
+        match orders {
+            Orders::Run(p) => self.take_p(p, true),
+            Orders::Block => {
+                if sched.anything_waiting() {
+                    // Somebody may have left it to this M, which was on its way to rest.
+                    sched.wakep();
+                }
+                self.run_blocking();
+            }
+            Orders::Exit => return Idled::Exit,
+        }
+        Idled::Again
     }
 
     fn wait_in_network(&self, when: u64) -> Idled {
@@ -414,13 +419,7 @@ impl M {
             self.run_blocking();
             return Idled::Again;
         }
-        let role = match sched.idle.rest(m) {
-            Ok(p) => {
-                self.take_p(p, false);
-                return Idled::Again;
-            }
-            Err(role) => role,
-        };
+        let Err(role) = sched.idle.rest(m).map(|p| self.take_p(p, false)) else { return Idled::Again };
         if sched.closures_wait() && sched.idle.leave(m, role) {
             // Queued meanwhile, and no thread could be started for it.
             return Idled::Again;
@@ -434,13 +433,9 @@ impl M {
 
     /// The first task of a harvest is this M's next; the rest are queued in order.
     fn take_first(&self, list: &mut WakeList, push: impl Fn(&Local, G) + Copy) -> Option<G> {
-        if list.has_foreign() {
-            // Foreign wakers may block: no task waits in this thread's hands meanwhile.
-            self.queue_all(list, push);
-            return None;
-        }
-        let mut first = None;
-        while first.is_none() {
+        // Foreign wakers may block: no task waits in this thread's hands meanwhile.
+        let (keeps_one, mut first) = (!list.has_foreign(), None);
+        while keeps_one && first.is_none() {
             let Some(g) = list.gs.next() else { break };
             self.sched.route(g, |g| first = Some(g));
         }

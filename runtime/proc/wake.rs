@@ -316,22 +316,6 @@ impl M {
         }
     }
 
-    /// Does as it is told. False: the thread is to end.
-    pub(super) fn follow(&self, orders: Orders) -> bool {
-        match orders {
-            Orders::Run(p) => self.take_p(p, true),
-            Orders::Block => {
-                if self.sched.anything_waiting() {
-                    // Somebody may have left it to this M, which was on its way to rest.
-                    self.sched.wakep();
-                }
-                self.run_blocking();
-            }
-            Orders::Exit => return false,
-        }
-        true
-    }
-
     /// A spinning M has found work. Go's `resetspinning`; but where Go wakes another M always, here it does so only if
     /// there is work in sight (rule 2 of idle.rs).
     #[inline]
