@@ -78,13 +78,11 @@ impl Gate {
     #[inline]
     pub(crate) fn set_deadline(&self, side: Side, at: Option<Instant>) -> io::Result<()> {
         let when = at.map_or(NEVER, |at| self.netpoll.clock.when(at));
-        match self.slot(side).ready() {
-            Err(shut @ (Shut::Closed | Shut::Gone)) => Err(shut.into()),
-            _ => {
-                self.serve(|list| self.netpoll.set_deadline(self.desc(), side, when, list));
-                Ok(())
-            }
+        if let Err(shut @ (Shut::Closed | Shut::Gone)) = self.slot(side).ready() {
+            return Err(shut.into());
         }
+        self.serve(|list| self.netpoll.set_deadline(self.desc(), side, when, list));
+        Ok(())
     }
 
     /// At that time an operation is worth another try, whatever the kernel says. By the gate's clock: see `now`.
@@ -100,19 +98,17 @@ impl Gate {
     /// May an operation make its system call?
     #[inline]
     pub(crate) fn begin(&self, side: Side) -> Result<Option<Go>, Shut> {
-        let begin = self.slot(side).begin();
-        if begin == Err(Shut::Expired) {
-            self.expired(side);
-        }
-        begin
+        self.slot(side).begin().inspect_err(|shut| self.expired(side, *shut))
     }
 
     /// Whoever sees that one direction's deadline has passed finds the other's passed, too, if it has: each has a timer of
     /// its own, which may be on its way still.
     #[cold]
-    fn expired(&self, side: Side) {
-        let other = if side == Side::Read { Side::Write } else { Side::Read };
-        self.serve(|list| self.netpoll.fire(self.slot(other).id(), self.now(), list));
+    fn expired(&self, side: Side, shut: Shut) {
+        if shut == Shut::Expired {
+            let other = if side == Side::Read { Side::Write } else { Side::Read };
+            self.serve(|list| self.netpoll.fire(self.slot(other).id(), self.now(), list));
+        }
     }
 
     /// After the system call. `left`: it did not drain the kernel.
@@ -141,11 +137,7 @@ impl Gate {
 
     /// Is there anything to try for? Observes only.
     pub(crate) fn is_ready(&self, side: Side) -> io::Result<bool> {
-        let ready = self.slot(side).ready();
-        if ready == Err(Shut::Expired) {
-            self.expired(side);
-        }
-        Ok(ready?)
+        Ok(self.slot(side).ready().inspect_err(|shut| self.expired(side, *shut))?)
     }
 
     /// Go's `runtime_pollWait`, to be polled: false if there is news, so that the caller looks again.

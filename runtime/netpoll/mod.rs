@@ -52,7 +52,7 @@ pub(crate) struct Netpoll {
     pub(crate) clock: Clock,
     /// Deadlines and other alarms of descriptors. Go keeps them with the Ps' timers; but here a socket may be used where
     /// there is no P.
-    timers: Timers,
+    pub(crate) timers: Timers,
     pub(crate) foreign: Foreign,
     batons: Mutex<Vec<SlotId>>,
     /// How many `batons` there are, so that nobody takes the lock for none. Relaxed: an M that adds some comes to them itself
@@ -84,11 +84,8 @@ impl Netpoll {
     /// Registers a descriptor, and names it. `None`: the runtime is gone.
     pub(crate) fn open(&self, fd: BorrowedFd<'_>, start: Start) -> io::Result<Option<SlotId>> {
         let Some(id) = self.table.alloc(start) else { return Ok(None) };
-        if let Err(error) = self.epoll.open(fd, id) {
-            // Trap P12.
-            self.free(id);
-            return Err(error);
-        }
+        // Trap P12.
+        self.epoll.open(fd, id).inspect_err(|_| self.free(id))?;
         Ok(Some(id))
     }
 
@@ -131,11 +128,6 @@ impl Netpoll {
         if self.timers.insert(when, alarm).is_some_and(|(_, earliest)| earliest) {
             self.timer_added(when);
         }
-    }
-
-    /// When the first deadline or other alarm is due.
-    pub(crate) fn next_alarm(&self) -> u64 {
-        self.timers.next_when()
     }
 
     /// Sees to the deadlines and other alarms that are due.

@@ -254,7 +254,7 @@ impl Sched {
     #[inline(never)]
     pub(crate) fn next_timer(&self) -> u64 {
         let sleeps = self.ps.iter().map(|p| p.timers.next_when());
-        sleeps.fold(self.netpoll.next_alarm(), u64::min)
+        sleeps.fold(self.netpoll.timers.next_when(), u64::min)
     }
 
     /// Until when the poller may sleep; it has said so to whoever adds a timer.
