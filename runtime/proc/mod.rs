@@ -270,10 +270,11 @@ impl Sched {
         self.netpoll.ring_alarms(now, list);
     }
 
-    /// Is there a closure that one more thread may run?
+    /// Is there a closure that one more thread may run? Who has queued one asks; who gives a place back looks at the queue again.
+    /// Whichever has the lock second sees what the other did.
     #[inline]
     pub(crate) fn closures_wait(&self) -> bool {
-        !self.blocking.is_empty() && self.place_is_free()
+        !self.blocking.is_empty() && self.threads.lock().closures < self.config.max_blocking()
     }
 
     /// Is there anything that an M which goes idle would still find?

@@ -158,15 +158,9 @@ impl Sched {
     pub(super) fn submit_blocking(&self, g: G) {
         self.blocking.push(g);
         self.queued();
-        if self.place_is_free() {
+        if self.closures_wait() {
             self.wake_for_closures();
         }
-    }
-
-    /// May one more thread run closures? Who has queued one asks; who gives a place back looks at the queue again. Whichever
-    /// has the lock second sees what the other did.
-    pub(super) fn place_is_free(&self) -> bool {
-        self.threads.lock().closures < self.config.max_blocking()
     }
 
     fn take_place(&self) -> bool {
