@@ -482,14 +482,11 @@ impl M {
         }
     }
 
-    /// xorshift64: the order in which to steal. Go's `cheaprand`.
+    /// Where to begin to steal. Go's `cheaprand`; here Knuth's linear congruential generator (MMIX), whose upper half is good.
     pub(super) fn random(&self) -> u64 {
-        let mut x = self.rng.get();
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
+        let x = self.rng.get().wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         self.rng.set(x);
-        x
+        x >> 32
     }
 }
 

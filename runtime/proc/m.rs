@@ -66,9 +66,9 @@ impl M {
         let spare = sched.spare.lock().pop();
         let (shared, local, notes) = spare.unwrap_or_else(|| sched.new_m());
         shared.thread.store(sys::thread_id(), Ordering::Relaxed);
-        let rng = Cell::new(u64::from(shared.id) * 2 + 1);
-        let heap = shared.id % sched.procs;
         let m = M {
+            rng: Cell::new(shared.id.into()),
+            heap: shared.id % sched.procs,
             sched,
             shared,
             local,
@@ -80,13 +80,11 @@ impl M {
             tick: Cell::new(0),
             check: Check::new(),
             neighbours: Neighbours::default(),
-            rng,
             list: RefCell::default(),
             spares: RefCell::default(),
             polled: Cell::new(ptr::null()),
             notes,
             horizon: Horizon::new(),
-            heap,
         };
         let current = set(&CURRENT, &m);
         if let Orders::Run(p) = orders {
