@@ -2,8 +2,10 @@
 //! costs ten times what it does then, sleeps as long as nothing is amiss. (Go's wakes up by itself, every 20 us to 10 ms.)
 
 use super::idle::MId;
+use super::sync::Mutex;
 use super::sys;
 use std::io;
+use std::mem;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -30,13 +32,6 @@ pub(crate) struct Watchdog {
 
 const FIXED: u64 = 0;
 
-/// An M may glance at the others.
-pub(crate) struct Glance {
-    due: u64,
-    /// Somebody did so a moment ago: who is in another poll now has just begun it.
-    pub(crate) fresh: bool,
-}
-
 impl Watchdog {
     pub(crate) fn new() -> io::Result<Watchdog> {
         Ok(Watchdog { timer: sys::timerfd()?, due: FIXED.into(), glanced: 0.into(), put_off: 0.into() })
@@ -59,20 +54,21 @@ impl Watchdog {
         sys::timerfd_set(self.timer.as_fd(), Duration::from_nanos(1));
     }
 
-    /// Is it time for a glance? One M at a time is told so.
-    pub(crate) fn glance(&self, now: u64) -> Option<Glance> {
+    /// Is it time for a glance? One M at a time is told so: when the clock is to go off, and whether somebody glanced a moment
+    /// ago: then who is in another poll now has just begun it.
+    pub(crate) fn glance(&self, now: u64) -> Option<(u64, bool)> {
         let (due, last) = (self.due.load(Ordering::Relaxed), self.glanced.load(Ordering::Relaxed));
         let (since, soon) = (now.saturating_sub(last), due != FIXED && due < now + SOON_NS);
         let mine = soon
             && since >= GLANCE_NS
             && self.glanced.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok();
-        mine.then_some(Glance { due, fresh: since <= SOON_NS })
+        mine.then_some((due, since <= SOON_NS))
     }
 
-    /// The tick begins again, if sysmon has not begun another; where it does so in this very moment, the clock may go off later
+    /// The tick begins again, if sysmon has not begun another than the one seen at the glance; where it does so in this very moment, the clock may go off later
     /// than that says, but by a tick at most. `mark`: before anybody hears of it.
-    pub(crate) fn put_off(&self, glance: &Glance, now: u64, mark: impl FnOnce()) {
-        if self.due.load(Ordering::Relaxed) == glance.due {
+    pub(crate) fn put_off(&self, due: u64, now: u64, mark: impl FnOnce()) {
+        if self.due.load(Ordering::Relaxed) == due {
             mark();
             self.start(now);
         }
@@ -94,38 +90,28 @@ impl Watchdog {
 /// A poll: of which M, and at which of its ticks.
 pub(crate) type Poll = (MId, u32);
 
-/// What Ms have seen of a P. Relaxed, all of it: where one that puts the clock off is held up until another one does, what is
-/// torn tells sysmon a little less.
+/// What Ms have seen of a P.
 #[derive(Debug, Default)]
 pub(crate) struct Mark {
     /// In which poll it was at the last glance.
-    glance: AtomicU64,
+    glance: Mutex<Poll>,
     /// When the clock was put off, in which poll it was then, and the CPU time of its M's thread.
-    at: AtomicU64,
-    poll: AtomicU64,
-    cpu: AtomicU64,
+    put_off: Mutex<(u64, Poll, u64)>,
 }
 
 impl Mark {
     /// Has it moved on since the last glance?
     pub(crate) fn glance(&self, poll: Poll) -> bool {
-        let before = self.glance.load(Ordering::Relaxed);
-        self.glance.store(pack(poll), Ordering::Relaxed);
-        before != pack(poll)
+        mem::replace(&mut *self.glance.lock(), poll) != poll
     }
 
     pub(crate) fn set(&self, at: u64, poll: Poll, cpu: u64) {
-        let all = [(&self.at, at), (&self.poll, pack(poll)), (&self.cpu, cpu)];
-        all.into_iter().for_each(|(field, to)| field.store(to, Ordering::Relaxed));
+        *self.put_off.lock() = (at, poll, cpu);
     }
 
     /// The poll and the CPU time, if the P was held then.
     pub(crate) fn get(&self, at: u64) -> Option<(Poll, u64)> {
-        let [then, poll, cpu] = [&self.at, &self.poll, &self.cpu].map(|v| v.load(Ordering::Relaxed));
-        (then == at).then_some((((poll >> 32) as MId, poll as u32), cpu))
+        let (then, poll, cpu) = *self.put_off.lock();
+        (then == at).then_some((poll, cpu))
     }
-}
-
-fn pack((m, tick): Poll) -> u64 {
-    u64::from(m) << 32 | u64::from(tick)
 }

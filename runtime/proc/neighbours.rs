@@ -46,14 +46,14 @@ impl M {
         let sched = &*self.sched;
         let now = sched.now();
         self.neighbours.vouches(tick, now);
-        let Some(glance) = sched.watchdog.glance(now) else { return };
+        let Some((due, fresh)) = sched.watchdog.glance(now) else { return };
         let poll = |p: &P, m: &MShared| (m.id, p.schedtick.load(Ordering::Relaxed));
         let held = || sched.ps().iter().filter_map(|p| Some((p, p.holder()?)));
         let others = || held().filter(|(_, m)| !ptr::eq(*m, &*self.shared));
         // At each of them, whatever is seen of the first.
-        let stays = others().filter(|(p, m)| !p.mark.glance(poll(p, m)) || !glance.fresh).count();
+        let stays = others().filter(|(p, m)| !p.mark.glance(poll(p, m)) || !fresh).count();
         if stays == 0 && !sched.needs_sysmon() {
-            sched.watchdog.put_off(&glance, now, || {
+            sched.watchdog.put_off(due, now, || {
                 for (p, m) in held() {
                     let thread = if ptr::eq(m, &*self.shared) { 0 } else { m.thread() };
                     p.mark.set(now, poll(p, m), sys::thread_cpu_ns(thread));
