@@ -327,7 +327,8 @@ impl M {
         if role == Role::Exit {
             return Idled::Exit;
         }
-        let mut when = if role == Role::Poll { sched.asleep() } else { NEVER };
+        let asleep = || if role == Role::Poll { sched.asleep() } else { NEVER };
+        let mut when = asleep();
         if sched.anything_waiting() || sched.closures_wait() || sched.stopping() {
             rare();
             if role == Role::Poll {
@@ -342,9 +343,7 @@ impl M {
                 }
                 return Idled::Again;
             }
-            if role == Role::Poll {
-                when = sched.asleep();
-            }
+            when = asleep();
         }
         if role == Role::Poll { self.wait_in_network(when) } else { self.wait_parked() }
     }

@@ -339,16 +339,6 @@ impl M {
         }
     }
 
-    /// Goes on with a P if one is idle, without otherwise. Go's `exitsyscall`.
-    fn reacquire_p(&self) {
-        // Not at the end: nobody would look at this M's queue again.
-        if self.p.get().is_none() && !self.retires.get() && !self.sched.stopping() {
-            if let Some(p) = self.sched.idle.acquire() {
-                self.take_p(p, false);
-            }
-        }
-    }
-
     /// Is about to run what may block, without a P. Go's `entersyscallblock`.
     fn step_aside(&self) {
         self.handoffp();
@@ -358,12 +348,17 @@ impl M {
         self.aside.set(self.aside.get() + 1);
     }
 
-    /// Back from the outermost of these.
+    /// Back. From the outermost of these it goes on with a P if one is idle, without otherwise. Go's `exitsyscall`.
     fn step_back(&self) {
         self.aside.set(self.aside.get() - 1);
-        if self.aside.get() == 0 {
-            self.sched.threads.lock().aside -= 1;
-            self.reacquire_p();
+        if self.aside.get() > 0 {
+            return;
+        }
+        self.sched.threads.lock().aside -= 1;
+        // Not at the end: nobody would look at this M's queue again.
+        let goes_on = self.p.get().is_none() && !self.retires.get() && !self.sched.stopping();
+        if let Some(p) = goes_on.then(|| self.sched.idle.acquire()).flatten() {
+            self.take_p(p, false);
         }
     }
 
