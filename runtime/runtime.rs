@@ -20,7 +20,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Settings of a [`Runtime`].
 ///
@@ -205,10 +205,8 @@ impl Runtime {
         self.waits = false;
         let sched = &self.handle.sched;
         sched.stop();
-        let now = Instant::now();
-        let far = Duration::from_secs(1 << 30);
-        let deadline = if sched.is_inside() { now } else { now + timeout.min(far) };
-        let threads = without_p(|| sched.wait_ended(Some(deadline)));
+        let limit = if sched.is_inside() { Duration::ZERO } else { timeout };
+        let threads = without_p(|| sched.wait_ended(Some(limit)));
         if threads == 0 { Ok(()) } else { Err(StillRunning { threads, tasks: sched.owned.running() }) }
     }
 

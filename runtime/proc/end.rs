@@ -2,14 +2,14 @@
 //! a Go program ends with its process, and keeps its threads.
 
 use super::wake::Orders;
-use super::{M, Sched};
+use super::{M, Sched, Threads};
 use crate::runtime::idle::{MId, Role};
 use crate::runtime::task::{G, quietly};
 use crate::runtime::wake_list::WakeList;
 use crate::runtime::watchdog::TICK_NS;
 use std::iter;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 impl Sched {
     /// Asks every thread to end. Tasks that are in a poll finish it. May be called twice.
@@ -92,26 +92,24 @@ impl Sched {
         }
     }
 
-    /// After `stop`: waits until all threads are done, at most until `deadline`. Returns how many are not.
-    pub(crate) fn wait_ended(&self, deadline: Option<Instant>) -> usize {
-        let mut threads = self.threads.lock();
+    /// After `stop`: waits until all threads are done, at most so long, if there is a limit. Returns how many are not.
+    pub(crate) fn wait_ended(&self, limit: Option<Duration>) -> usize {
+        let threads = self.threads.lock();
         if threads.handles.is_empty() {
             // Not even the first thread could be started, or all have ended and were waited for.
             return 0;
         }
-        while !threads.ended || threads.beside > 0 {
-            let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
-            threads = match left {
-                // The last one counts itself out before it is done.
-                Some(Duration::ZERO) => return self.alive.load(Ordering::Relaxed).max(1),
-                Some(left) => self.ended.wait_timeout(threads, left).expect("no panic under this lock").0,
-                None => self.ended.wait(threads).expect("no panic under this lock"),
-            };
+        let goes_on = |threads: &mut Threads| !threads.ended || threads.beside > 0;
+        let waited = self.ended.wait_timeout_while(threads, limit.unwrap_or(Duration::MAX), goes_on);
+        let (mut threads, result) = waited.expect("no panic under this lock");
+        if result.timed_out() {
+            // The last one counts itself out before it is done.
+            return self.alive.load(Ordering::Relaxed).max(1);
         }
         let handles = std::mem::take(&mut threads.handles);
         drop(threads);
         // The destructors of a thread's own variables may be at work still. They are not the runtime's, and take their time.
-        if deadline.is_none() {
+        if limit.is_none() {
             // A destructor of one of them may be who calls.
             let me = std::thread::current().id();
             for handle in handles.into_iter().filter(|handle| handle.thread().id() != me) {
