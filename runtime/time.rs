@@ -256,14 +256,13 @@ impl Interval {
         let now = Instant::now();
         let next = after(due, self.period);
         self.sleep.reset(match self.missed {
-            _ if next > now => next,
-            MissedTick::Burst => next,
-            MissedTick::Delay => after(now, self.period),
-            MissedTick::Skip => {
+            MissedTick::Delay if next <= now => after(now, self.period),
+            MissedTick::Skip if next <= now => {
                 let into = (now - due).as_nanos() % self.period.as_nanos();
                 // Less than the period, which here is less than the time since `due`: it fits.
                 after(now, self.period - Duration::from_nanos(into as u64))
             }
+            _ => next,
         });
         Poll::Ready(due)
     }

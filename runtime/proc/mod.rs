@@ -284,9 +284,7 @@ impl Sched {
 
     /// Is there a task that an idle M could take, or a foreign waker to be called?
     pub(crate) fn work_waiting(&self) -> bool {
-        !self.global.is_empty()
-            || !self.netpoll.foreign.is_empty()
-            || self.ps().iter().any(|p| p.remote().is_some_and(|r| !r.is_empty()))
+        !self.global.is_empty() || !self.netpoll.foreign.is_empty() || self.ps().iter().any(P::has_work)
     }
 
     pub(crate) fn now(&self) -> u64 {
