@@ -1,6 +1,7 @@
 //! The cooperative budget: what stands in for Go's preemption (runtime/preempt.go). A future cannot be interrupted,
 //! so each operation on a socket takes one unit, and a poll that has used them all goes to the back of the queue.
 
+use super::defer::defer;
 use super::rare::rare;
 use std::cell::Cell;
 use std::task::{Context, Poll};
@@ -26,13 +27,8 @@ pub(crate) fn with_budget(poll: impl FnOnce()) -> bool {
 
 /// Sets the budget aside: for a `block_on` or a closure that blocks inside a poll.
 pub(crate) fn without_budget() -> impl Drop {
-    struct Restore(Option<i32>);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            LEFT.set(self.0);
-        }
-    }
-    Restore(LEFT.take())
+    let left = LEFT.take();
+    defer(move || LEFT.set(left))
 }
 
 /// Has the poll any left?

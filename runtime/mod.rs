@@ -3,6 +3,7 @@
 #[cfg(not(gopark_loom))]
 pub(crate) mod blocking;
 pub(crate) mod budget;
+mod defer;
 pub(crate) mod hold;
 pub(crate) mod idle;
 pub(crate) mod netpoll;

@@ -13,7 +13,7 @@ use std::path::Path;
 /// From the ground up. A room is a file, or a directory whose files may all import each other. Rooms of one floor do not
 /// know each other.
 const RUNTIME: &[&[&str]] = &[
-    &["runtime/rare.rs"],
+    &["runtime/rare.rs", "runtime/defer.rs"],
     &["runtime/syscall.rs", "runtime/budget.rs", "runtime/sync/loomy.rs"],
     &["runtime/sys.rs"],
     &["runtime/sync.rs", "runtime/trace.rs"],

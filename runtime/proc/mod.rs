@@ -15,6 +15,7 @@ mod neighbours;
 mod sleep;
 mod wake;
 
+use super::defer::defer;
 use super::hold::Hold;
 use super::idle::{Idle, MId};
 use super::netpoll::Netpoll;
@@ -173,14 +174,8 @@ thread_local! {
 
 /// Sets that, or the thread's M, until the guard is dropped.
 fn set<T>(which: &'static LocalKey<Cell<*const T>>, to: *const T) -> impl Drop {
-    struct Unset<T: 'static>(&'static LocalKey<Cell<*const T>>);
-    impl<T> Drop for Unset<T> {
-        fn drop(&mut self) {
-            self.0.set(ptr::null());
-        }
-    }
     which.set(to);
-    Unset(which)
+    defer(move || which.set(ptr::null()))
 }
 
 impl Sched {

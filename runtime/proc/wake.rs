@@ -11,6 +11,7 @@
 //! The rule that goes with it (hold.rs says why): between a push to the M's queues and any code of the user's lies a look.
 
 use super::{Errand, M, MShared, Sched};
+use crate::runtime::defer::defer;
 use crate::runtime::idle::{MId, PId, Wakeup};
 use crate::runtime::park::Parker;
 use crate::runtime::queue::{self, Local};
@@ -386,14 +387,8 @@ impl M {
 
 /// Runs `f`, which may block, with the thread's P in other hands. On a thread without one it just runs.
 pub(crate) fn without_p<R>(f: impl FnOnce() -> R) -> R {
-    struct Back;
-    impl Drop for Back {
-        fn drop(&mut self) {
-            super::current(|m| m.into_iter().for_each(M::step_back));
-        }
-    }
     super::current(|m| m.into_iter().for_each(M::step_aside));
-    let _back = Back;
+    let _back = defer(|| super::current(|m| m.into_iter().for_each(M::step_back)));
     let _budget = crate::runtime::budget::without_budget();
     f()
 }
