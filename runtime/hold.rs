@@ -13,11 +13,13 @@ use std::ptr;
 /// The holder; null while the P is idle. An M's shared part lives as long as the scheduler.
 pub(crate) struct Hold<M>(AtomicPtr<M>);
 
-impl<M> Hold<M> {
-    pub(crate) fn new() -> Self {
+impl<M> Default for Hold<M> {
+    fn default() -> Self {
         Hold(AtomicPtr::new(ptr::null_mut()))
     }
+}
 
+impl<M> Hold<M> {
     /// The P is `m`'s, which got it from the idle ones.
     pub(crate) fn give(&self, m: &M) {
         // Release pairs with the Acquire in `holder`.
@@ -81,7 +83,7 @@ mod models {
 
     impl World {
         fn new() -> Arc<World> {
-            let world = Arc::new(World { hold: Hold::new(), me: 0, queued: AtomicU32::new(0) });
+            let world = Arc::new(World { hold: Hold::default(), me: 0, queued: AtomicU32::new(0) });
             world.hold.give(&world.me);
             world
         }

@@ -114,11 +114,13 @@ struct Slot {
     what: Option<What>,
 }
 
-impl Timers {
-    pub(crate) fn new() -> Self {
-        Timers { next_when: AtomicU64::new(NEVER), heap: Mutex::new(Heap::default()) }
+impl Default for Timers {
+    fn default() -> Self {
+        Timers { next_when: AtomicU64::new(NEVER), heap: Mutex::default() }
     }
+}
 
+impl Timers {
     /// When the first timer is due; `NEVER` if there is none. May be too early (a cancelled one), never too late for
     /// whoever's fence pairs with that of the inserter.
     pub(crate) fn next_when(&self) -> u64 {
@@ -384,7 +386,7 @@ mod tests {
 
     #[test]
     fn insert_and_expire_in_order() {
-        let timers = Timers::new();
+        let timers = Timers::default();
         let (count, waker) = counter();
         for when in [30, 10, 20, 10] {
             let _ = key(timers.insert(when, What::Wake(waker.clone())));
@@ -399,7 +401,7 @@ mod tests {
     /// Trap TM2: fire and cancel exclude each other, and a key never fits a later timer in its slot.
     #[test]
     fn expire_and_cancel() {
-        let timers = Timers::new();
+        let timers = Timers::default();
         let (count, waker) = counter();
         let old = key(timers.insert(10, What::Wake(waker.clone())));
         fire(&timers, 10);
@@ -414,7 +416,7 @@ mod tests {
     /// Trap TM5: the ends of the range.
     #[test]
     fn zero_and_the_far_future() {
-        let timers = Timers::new();
+        let timers = Timers::default();
         let (count, waker) = counter();
         let _ = key(timers.insert(NEVER - 1, What::Wake(waker.clone())));
         let _ = key(timers.insert(0, What::Wake(waker.clone())));
@@ -426,7 +428,7 @@ mod tests {
     /// Trap TM6: dead entries never outnumber live ones, and every waker is given back.
     #[test]
     fn cancel_does_not_pile_up() {
-        let timers = Timers::new();
+        let timers = Timers::default();
         let (count, waker) = counter();
         let kept: Vec<_> = (0..100).map(|n| key(timers.insert(1_000_000 + n, What::Wake(waker.clone())))).collect();
         for n in 0..if cfg!(miri) { 500 } else { 10_000 } {
@@ -444,7 +446,7 @@ mod tests {
 
     #[test]
     fn refresh_and_expire_wakes_the_new_waker_only() {
-        let timers = Timers::new();
+        let timers = Timers::default();
         let ((old, old_waker), (new, new_waker)) = (counter(), counter());
         let k = key(timers.insert(10, What::Wake(old_waker.clone())));
         assert!(timers.refresh(k, &new_waker));
@@ -462,7 +464,7 @@ mod tests {
     /// Nothing is in the heap before it is filed, nor after it was crossed out, in whatever order.
     #[test]
     fn note_and_remove_and_file() {
-        let (timers, notes) = (Timers::new(), Notes::default());
+        let (timers, notes) = (Timers::default(), Notes::default());
         let (count, waker) = counter();
         for round in 1..=3 {
             let keys: Vec<_> = (0..5).map(|n| noted(&notes, &timers, 10 * (5 - n))).collect();
@@ -487,7 +489,7 @@ mod tests {
     /// A noted sleep that another thread gets hold of before the poll ends is ended there.
     #[test]
     fn note_and_cancel_and_refresh_elsewhere() {
-        let (timers, notes) = (Timers::new(), Notes::default());
+        let (timers, notes) = (Timers::default(), Notes::default());
         let ((mine, my_waker), (other, other_waker)) = (counter(), counter());
         let keys = [30, 20, 10].map(|when| noted(&notes, &timers, when).1);
         assert!(timers.cancel(keys[2]).is_none());
@@ -541,7 +543,7 @@ mod tests {
 
     #[test]
     fn note_and_shut() {
-        let (timers, notes) = (Timers::new(), Notes::default());
+        let (timers, notes) = (Timers::default(), Notes::default());
         let (count, waker) = counter();
         let (_, key) = noted(&notes, &timers, 10);
         timers.shut(&mut WakeList::default());
@@ -555,7 +557,7 @@ mod tests {
 
     #[test]
     fn shut_wakes_and_refuses() {
-        let timers = Timers::new();
+        let timers = Timers::default();
         let (count, waker) = counter();
         let k = key(timers.insert(10, What::Wake(waker.clone())));
         for _ in 0..3 {

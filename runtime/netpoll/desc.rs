@@ -203,7 +203,7 @@ mod tests {
         let mut list = WakeList::default();
         let old = table.alloc(Start::Nil).unwrap();
         let address = std::ptr::from_ref(table.desc(old));
-        table.free(old, &Timers::new(), &mut list);
+        table.free(old, &Timers::default(), &mut list);
         let new = table.alloc(Start::Nil).unwrap();
         assert_eq!(new.slot, old.slot);
         assert_ne!(new.fdseq, old.fdseq);
@@ -224,6 +224,6 @@ mod tests {
         table.shut_all(&mut list);
         assert_eq!(table.slot(id).ready(), Err(Shut::Gone));
         assert_eq!(table.alloc(Start::Try), None);
-        table.free(id, &Timers::new(), &mut list);
+        table.free(id, &Timers::default(), &mut list);
     }
 }

@@ -74,7 +74,7 @@ impl Netpoll {
             until: PollUntil::default(),
             polled: AtomicBool::new(false),
             clock: Clock::new(),
-            timers: Timers::new(),
+            timers: Timers::default(),
             foreign: Foreign::default(),
             batons: Mutex::new(Vec::new()),
             baton_count: AtomicUsize::new(0),

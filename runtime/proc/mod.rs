@@ -138,6 +138,7 @@ pub(crate) type Errand = Box<dyn FnOnce() + Send>;
 
 /// A P: what goes with the right to run. Alone in its cache lines, since its M writes to it at each poll (two, because x86
 /// fetches them in pairs).
+#[derive(Default)]
 #[repr(align(128))]
 pub(crate) struct P {
     hold: Hold<MShared>,
@@ -187,7 +188,7 @@ impl Sched {
             idle: Idle::new(procs),
             global: Global::default(),
             // One more than there are Ps: the last has timers only, for threads without a P.
-            ps: (0..=procs).map(|_| P::new()).collect(),
+            ps: (0..=procs).map(|_| P::default()).collect(),
             ms: Mutex::default(),
             spare: Mutex::default(),
             blocking: Global::default(),
@@ -359,17 +360,6 @@ impl task::Schedule for Sched {
 }
 
 impl P {
-    fn new() -> P {
-        P {
-            hold: Hold::new(),
-            schedtick: AtomicU32::new(0),
-            attention: AtomicBool::new(false),
-            cost: AtomicU64::new(0),
-            mark: Mark::default(),
-            timers: Timers::new(),
-        }
-    }
-
     /// The queues of the M that holds it.
     fn remote(&self) -> Option<&Remote> {
         self.holder().map(|m| &m.remote)

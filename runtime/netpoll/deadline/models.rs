@@ -25,7 +25,7 @@ impl Read {
     fn new() -> Arc<Read> {
         let slot = Slot::new(0);
         slot.open(Start::Nil);
-        let read = Arc::new(Read { slot, deadline: Deadline::new(), timers: Timers::new() });
+        let read = Arc::new(Read { slot, deadline: Deadline::new(), timers: Timers::default() });
         read.set(10, false);
         read
     }

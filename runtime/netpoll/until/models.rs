@@ -23,7 +23,7 @@ struct World {
 
 impl World {
     fn new() -> Arc<World> {
-        Arc::new(World { idle: Idle::new(2), timers: Timers::new(), until: PollUntil::default() })
+        Arc::new(World { idle: Idle::new(2), timers: Timers::default(), until: PollUntil::default() })
     }
 
     /// `Netpoll::timer_added` after an insertion: is there a break?
