@@ -72,7 +72,8 @@ impl Builder {
         fn thread_stack_size(bytes: usize) { config.stack_size = Some(bytes) }
 
         /// Called on each thread that runs tasks before it does anything else. A panic in it is caught. One that waits for a task
-        /// of this runtime has another thread started for that, in which it is called, too.
+        /// of this runtime has another thread started for that, in which it is called, too: if it does so every time, no task
+        /// ever runs.
         fn on_thread_start(f: impl Fn() + Send + Sync + 'static) { config.on_thread_start = Some(Box::new(f)) }
 
         /// Called on each thread that runs tasks when it has done everything else. A panic in it is caught.

@@ -504,7 +504,7 @@ mod tests {
     /// One that another thread gives another time before the poll ends wakes whom it was noted for, at that time.
     #[test]
     fn note_and_reset_elsewhere() {
-        let (timers, notes) = (Timers::new(), Notes::default());
+        let (timers, notes) = (Timers::default(), Notes::default());
         let ((mine, my_waker), (_, other_waker)) = (counter(), counter());
         let [sooner, later, gone, taken] = [30, 30, 20, 20].map(|when| noted(&notes, &timers, when).1);
         assert_eq!(timers.reset(sooner, 50), Some((sooner, false)));
@@ -524,7 +524,7 @@ mod tests {
     /// A timer that is given another time fires then, once; what that leaves in the queue does not pile up (trap TM6).
     #[test]
     fn insert_and_reset() {
-        let timers = Timers::new();
+        let timers = Timers::default();
         let (count, waker) = counter();
         let mut k = key(timers.insert(10, What::Wake(waker.clone())));
         for (when, first) in [(20, false), (5, true), (30, false), (30, false)] {

@@ -65,8 +65,8 @@ impl Watchdog {
         mine.then_some((due, since <= SOON_NS))
     }
 
-    /// The tick begins again, if sysmon has not begun another than the one seen at the glance; where it does so in this very moment, the clock may go off later
-    /// than that says, but by a tick at most. `mark`: before anybody hears of it.
+    /// The tick begins again, if sysmon has not begun another than the one seen at the glance; where it does so in this very moment,
+    /// the clock may go off later than that says, but by a tick at most. `mark`: before anybody hears of it.
     pub(crate) fn put_off(&self, due: u64, now: u64, mark: impl FnOnce()) {
         if self.due.load(Ordering::Relaxed) == due {
             mark();

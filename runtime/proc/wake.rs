@@ -113,10 +113,11 @@ impl Sched {
         let mut polled: Vec<String> = self.owned.running().iter().map(TaskInfo::to_string).collect();
         let more = polled.len().saturating_sub(NAMED);
         polled.truncate(NAMED);
-        let (polled, more) = (polled.join("; "), if more > 0 { format!("; and {more} more") } else { String::new() });
+        polled.extend((more > 0).then(|| format!("and {more} more")));
+        let polled = if polled.is_empty() { "nothing".to_owned() } else { polled.join("; ") };
         sys::complain(&format!(
             "gopark: no thread can be started: {error}. Tasks may have to wait until one that blocks is done. \
-             In a poll or a closure now: {polled}{more}\n"
+             In a poll or a closure now: {polled}\n"
         ));
     }
 
