@@ -312,7 +312,7 @@ const NOTES: usize = 64;
 /// them has fired, so they need not be in the heap, and a note takes no lock.
 ///
 /// Each has a key of the heap all the same, with a slot that was claimed for it: if the sleep is taken to another thread
-/// before the poll ends, that one finds the slot and ends the timer there, unless it is due, and `file` sees that.
+/// before the poll ends, that one finds the slot, and ends the timer there or gives it another time; `file` sees that.
 #[derive(Debug, Default)]
 pub(crate) struct Notes {
     /// When each is due, unless it was crossed out, and its key. From `used` on: claimed for the next.

@@ -715,6 +715,62 @@ fn reset_while_somebody_waits() {
     });
 }
 
+/// A sleep that was noted in a poll is given another time by another thread before that poll ends; what the poll does with it
+/// after that counts, and the other's time is no other sleep's.
+#[test]
+fn reset_by_another_thread_in_the_poll_that_noted_it() {
+    fn poll(shared: &Mutex<Sleep>, cx: &mut Context<'_>) -> Poll<()> {
+        Pin::new(&mut *shared.lock().unwrap()).poll(cx)
+    }
+    fn reset_elsewhere(shared: &Arc<Mutex<Sleep>>) {
+        let shared = shared.clone();
+        thread::spawn(move || shared.lock().unwrap().reset(Instant::now() + HOUR)).join().unwrap();
+    }
+    let _watchdog = watchdog(60);
+    runtime(1).run(async {
+        // It is reset.
+        let shared = Arc::new(Mutex::new(sleep(HOUR)));
+        let mut begun = false;
+        poll_fn(|cx| {
+            let polled = poll(&shared, cx);
+            if !mem::replace(&mut begun, true) {
+                reset_elsewhere(&shared);
+                shared.lock().unwrap().reset(Instant::now() + MS);
+            }
+            polled
+        })
+        .await;
+        // It is dropped.
+        let mut shared = Some(Arc::new(Mutex::new(sleep(HOUR))));
+        poll_fn(|cx| {
+            let shared = shared.take().unwrap();
+            assert!(poll(&shared, cx).is_pending());
+            reset_elsewhere(&shared);
+            Poll::Ready(())
+        })
+        .await;
+        sleep(MS).await;
+        // It is polled, and so noted once more, behind another, and reset.
+        let shared = Arc::new(Mutex::new(sleep(HOUR)));
+        let (mut other, mut begun) = (sleep(MS), false);
+        poll_fn(|cx| {
+            assert!(poll(&shared, cx).is_pending());
+            let polled = Pin::new(&mut other).poll(cx);
+            if !mem::replace(&mut begun, true) {
+                reset_elsewhere(&shared);
+                assert!(poll(&shared, cx).is_pending());
+                shared.lock().unwrap().reset(Instant::now() + HOUR);
+            }
+            polled
+        })
+        .await;
+        drop(shared);
+        for _ in 0..3 {
+            sleep(MS).await;
+        }
+    });
+}
+
 /// More sleeps in one poll than an M takes notes of, of which some are dropped there, and others later.
 #[test]
 fn many_sleeps_in_one_poll() {

@@ -85,12 +85,9 @@ pub(crate) struct Go {
 /// A waiting operation's name in the slot; 0 while it does not wait. It calls `leave` at its end, and one turn wakes one of them.
 pub(crate) type Ticket = u32;
 
-/// The ticket of all `poll_*` methods, which have no end: every distinct waker is kept, and a turn wakes all of them.
+/// The ticket of all `poll_*` methods, which have no end: every distinct waker is kept, unless its task is complete, and a turn
+/// wakes all of them.
 const POLL: Ticket = u32::MAX;
-/// Where so many lie, those of tasks that are done go.
-const MANY: usize = 32;
-/// Where so many lie, the oldest is woken for each that comes: if anybody is behind it still, it comes again.
-const TOO_MANY: usize = if cfg!(miri) { 64 } else { 1024 };
 
 struct Entry {
     ticket: Ticket,
@@ -400,7 +397,7 @@ impl Waiters {
                 }
                 return;
             }
-            if let Some(more) = self.more.as_mut().filter(|more| more.len() >= MANY) {
+            if let Some(more) = self.more.as_mut().filter(|more| !again && more.len() == more.capacity()) {
                 Self::thin_out(more, list);
             }
         }
@@ -430,7 +427,8 @@ impl Waiters {
         self.more.get_or_insert_default().insert(at, entry);
     }
 
-    /// The waker of a `poll_*` method whose caller has given up says so to nobody, and the next edge may be far away.
+    /// Before the queue grows: a task that has given up a `poll_*` method has told nobody, and the next edge may be far away.
+    /// (Whether another executor's waker is still of use cannot be seen.) As many come until the next time as are left.
     #[cold]
     fn thin_out(more: &mut VecDeque<Entry>, list: &mut WakeList) {
         for _ in 0..more.len() {
@@ -438,9 +436,7 @@ impl Waiters {
             let is_done = entry.ticket == POLL && task::from_waker(&entry.waker).is_some_and(|task| task.is_complete());
             if is_done { list.drop_later(Some(entry.waker)) } else { more.push_back(entry) }
         }
-        if let Some(at) = more.iter().position(|e| e.ticket == POLL).filter(|_| more.len() >= TOO_MANY) {
-            more.remove(at).into_iter().for_each(|e| list.wake(e.waker));
-        }
+        more.reserve(more.len());
     }
 
     /// Takes out a waiting operation. False: it does not wait, so it was chosen.

@@ -61,6 +61,9 @@ pub(crate) struct Timer {
     note: u16,
 }
 
+/// No place among the notes.
+const NOWHERE: u16 = u16::MAX;
+
 impl Timer {
     #[inline]
     pub(crate) fn new(sched: &Sched) -> Timer {
@@ -119,7 +122,7 @@ impl Timer {
         Poll::Pending
     }
 
-    /// It wakes whom it was to wake at that time; without one, nobody: it goes.
+    /// It wakes whom it was to wake at that time; without one, nobody: it is dropped.
     #[inline]
     pub(crate) fn reset(&mut self, at: Option<Instant>) {
         if self.key.is_some() {
@@ -127,6 +130,8 @@ impl Timer {
                 let m = m.filter(|m| m.sched.number == self.runtime);
                 if !self.note_again(m, at) {
                     self.key = self.file_again(m, at);
+                    // Should another M have noted it, that is out of date: from now on all goes by the heap.
+                    self.note = NOWHERE;
                 }
             });
         }

@@ -585,24 +585,40 @@ fn own_and_foreign_waiters() {
     rig.end();
 }
 
-/// Wakers of `poll_*` methods are kept without end no more than those are that nobody needs: of too many the oldest is woken, and
-/// comes again if it must; an operation is left alone.
+/// Of `poll_*` methods, the wakers of tasks that are complete do not pile up; those of others are left alone, and woken once.
 #[test]
-fn too_many_polls_and_an_operation() {
-    let mut slot = Rigged::new(Start::Nil);
-    let [mut op, mut next] = waiting(&mut slot);
-    let polls: Vec<_> = (0..TOO_MANY + 10).map(|_| Op::new()).collect();
-    for poll in &polls {
-        assert!(slot.arm_poll(poll));
+fn thin_out_and_the_others() {
+    let (rig, slot, mut list) = (Rig::new(), Arc::new(open(Start::Nil)), WakeList::default());
+    let poll_slot = |done: bool| {
+        let slot = slot.clone();
+        rig.spawn(poll_fn(move |cx| {
+            let mut list = WakeList::default();
+            let news = !slot.arm(None, cx.waker(), || true, true, &mut list);
+            list.deliver();
+            if done || news { Poll::Ready(()) } else { Poll::Pending }
+        }))
+    };
+    let (mut waiting, mut ops) = (Vec::new(), Vec::new());
+    for n in 0..300 {
+        drop(poll_slot(true));
+        if n % 10 == 0 {
+            waiting.push(poll_slot(false));
+            ops.push(Op::new());
+            let op = ops.last_mut().unwrap();
+            assert!(slot.arm((n == 50).then_some(&mut op.ticket), &op.waker, || true, true, &mut list));
+        }
+        rig.run_all();
     }
-    let woken = |polls: &[Op]| polls.iter().map(Op::wakes).sum::<usize>();
-    // `next` is among those that lie there.
-    assert_eq!((woken(&polls[..11]), woken(&polls[11..]), op.wakes() + next.wakes()), (11, 0, 0));
-    slot.edge();
-    assert_eq!((woken(&polls), op.wakes(), next.wakes()), (TOO_MANY + 10, 1, 0));
-    for op in [&mut op, &mut next] {
-        slot.leave(op, false);
-    }
-    slot.retire();
-    assert!(polls.iter().chain([&op, &next]).all(|op| op.copies() == 0));
+    // SAFETY: this thread has the slot to itself.
+    let kept = slot.waiters.with(|w| unsafe { &*w }.more.as_ref().unwrap().len());
+    assert!((60..200).contains(&kept) && ops.iter().all(|op| op.wakes() == 0), "{kept} are kept");
+    slot.edge(SEQ, false, &mut list);
+    list.deliver();
+    assert_eq!((rig.run_all(), waiting.iter().filter(|join| join.is_finished()).count()), (30, 30));
+    assert!(ops.iter().all(|op| op.wakes() == 1));
+    slot.retire(&mut list);
+    list.deliver();
+    assert!(ops.iter().all(|op| op.copies() == 0));
+    drop((slot, waiting));
+    rig.end();
 }
