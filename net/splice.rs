@@ -24,7 +24,7 @@ pub(super) struct Pool {
     /// How many pipes somebody has.
     taken: usize,
     /// The others, all empty.
-    idle: Vec<Arc<[OwnedFd; 2]>>,
+    idle: Vec<[OwnedFd; 2]>,
 }
 
 pub(super) fn pool() -> Arc<Mutex<Pool>> {
@@ -42,8 +42,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// closes it, and what is in it is lost.
 pub(super) struct Pipe {
     pool: Arc<Mutex<Pool>>,
-    /// Where to read and where to write.
-    ends: Arc<[OwnedFd; 2]>,
+    /// Where to read and where to write. `None` before they are made and when they are gone.
+    ends: Option<[OwnedFd; 2]>,
     pub(super) held: usize,
 }
 
@@ -55,23 +55,31 @@ impl Pipe {
         if pool.taken == MAX_PIPES {
             return Err(io::ErrorKind::QuotaExceeded.into());
         }
-        let ends = pool.idle.pop().map_or_else(new_pipe, Ok)?;
         pool.taken += 1;
-        Ok(Pipe { pool: from.clone(), ends, held: 0 })
+        let mut pipe = Pipe { pool: from.clone(), ends: pool.idle.pop(), held: 0 };
+        drop(pool);
+        if pipe.ends.is_none() {
+            pipe.ends = Some(new_pipe()?);
+        }
+        Ok(pipe)
     }
 
     /// From a descriptor into the pipe. That is empty, and so no reason for EAGAIN.
     pub(super) fn fill(&mut self, from: BorrowedFd<'_>, max: usize) -> io::Result<usize> {
         debug_assert_eq!(self.held, 0);
-        self.held = check(splice(from, self.ends[1].as_fd(), max))?;
+        self.held = check(splice(from, self.end(1), max))?;
         Ok(self.held)
     }
 
     /// From the pipe, which is not empty, into a descriptor, whose EAGAIN it is therefore.
     pub(super) fn drain(&mut self, to: BorrowedFd<'_>) -> io::Result<usize> {
-        let n = without_sigpipe(self.held, || splice(self.ends[0].as_fd(), to, self.held))?;
+        let n = without_sigpipe(self.held, || splice(self.end(0), to, self.held))?;
         self.held -= n;
         Ok(n)
+    }
+
+    fn end(&self, which: usize) -> BorrowedFd<'_> {
+        self.ends.as_ref().expect("they are there from `take` to `drop`")[which].as_fd()
     }
 }
 
@@ -80,13 +88,13 @@ impl Drop for Pipe {
         let mut pool = lock(&self.pool);
         pool.taken -= 1;
         if self.held == 0 && pool.idle.len() < MAX_IDLE {
-            pool.idle.push(self.ends.clone());
+            pool.idle.extend(self.ends.take());
         }
         // What is not given back is closed after this, without the lock.
     }
 }
 
-fn new_pipe() -> io::Result<Arc<[OwnedFd; 2]>> {
+fn new_pipe() -> io::Result<[OwnedFd; 2]> {
     let mut fds = [0; 2];
     // SAFETY: there is room for both descriptors.
     check(unsafe { libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC | libc::O_NONBLOCK) })?;
@@ -94,7 +102,7 @@ fn new_pipe() -> io::Result<Arc<[OwnedFd; 2]>> {
     let ends = fds.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
     // SAFETY: takes no pointers.
     check(unsafe { libc::fcntl(fds[1], libc::F_SETPIPE_SZ, PIPE_SIZE as libc::c_int) })?;
-    Ok(Arc::new(ends))
+    Ok(ends)
 }
 
 fn splice(from: BorrowedFd<'_>, to: BorrowedFd<'_>, max: usize) -> isize {
