@@ -92,7 +92,7 @@ pub(crate) struct Sched {
     pub(crate) no_thread_for_closure: AtomicBool,
     /// Nor then: an M that is at work is to run it.
     pub(crate) worker_runs_closure: AtomicBool,
-    /// Each has an M on its way.
+    /// Each has a thread on its way.
     errands: Mutex<VecDeque<Errand>>,
     /// The tasks and closures that are not done.
     pub(crate) owned: OwnedTasks,
@@ -133,7 +133,7 @@ impl Threads {
     }
 }
 
-/// What sysmon leaves to an M, since it is user code, and may block.
+/// What sysmon leaves to another thread, since it is user code, and may block.
 pub(crate) type Errand = Box<dyn FnOnce() + Send>;
 
 /// A P: what goes with the right to run. Alone in its cache lines, since its M writes to it at each poll (two, because x86
